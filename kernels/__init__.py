@@ -1,0 +1,31 @@
+"""Per-token statistics of very long token sequences: log-prob, KL to a reference, entropy.
+
+The operations stand beside their plain-torch reference, which is the oracle of the tests, the fallback on
+a CPU and the baseline of the benchmark. Triton is imported only where it is going to be used.
+
+``__version__`` is here because ``kernels`` is also the name of a Hugging Face package, whose version other
+libraries look up when they find an importable module of that name; 0.0.0 reads as "too old to use". For
+the same reason nothing in this package imports transformers.
+"""
+
+__version__ = "0.0.0"
+
+from kernels.backend import BACKENDS, BackendUnavailable, Operations, operations, resolve
+from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
+from kernels.reference import TokenStatistics, guide, head_statistics, token_statistics
+
+__all__ = [
+    "BACKENDS",
+    "ESTIMATORS",
+    "KL_NAMES",
+    "BackendUnavailable",
+    "KlName",
+    "Operations",
+    "TokenStatistics",
+    "guide",
+    "head_statistics",
+    "kl_estimate",
+    "operations",
+    "resolve",
+    "token_statistics",
+]

@@ -1,0 +1,10 @@
+"""BiCoT-GRPO: reinforcement learning of plans and images in one model.
+
+Importing the package only sets up the import hooks of `src.compat`; it stays cheap.
+"""
+
+from src import compat
+
+__version__ = "0.1.0"
+
+compat.install()

@@ -1,0 +1,1 @@
+"""Policies: the `Policy` protocol and the one implementation for Janus checkpoints."""

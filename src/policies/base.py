@@ -1,0 +1,84 @@
+"""What the trainer asks of a model: two protocols, and nothing about how the model is built.
+
+A `Policy` turns prompts into contexts, trains (`forward`, with a graph) and lends out `Decoder`s for
+everything without a graph: sampling, and scoring tokens under the current or the reference weights.
+Any ``nn.Module`` with these members can be trained; `tests/policies/toy.py` is a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from src.values import LevelOutput, LinearHead, TokenContext, TokenLevel
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """The policy's weights at one moment, ready for sampling and scoring; never builds a graph."""
+
+    def start(self, level: str, context: TokenContext, steps: int) -> tuple[Any, Tensor]:
+        """Read the contexts; returns a state with room for `steps` tokens a row, and features (N, F) of token 0."""
+        ...
+
+    def advance(self, state: Any, ids: Tensor) -> Tensor:
+        """Append ids (N,) to the rows of `state`; returns features (N, F) of the next token."""
+        ...
+
+    def evaluate(self, level: str, context: TokenContext, ids: Tensor) -> Tensor:
+        """Features (N, T, F) for every one of ids (N, T) at once: what `start` and `advance` would return."""
+        ...
+
+    def head(self, level: str) -> LinearHead:
+        """The last linear of the level's head."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A model with a plan level and an image level. Implementations are ``nn.Module``s.
+
+    `end_id` ends a plan; `image_tokens` is K, the number of tokens of an image.
+    """
+
+    end_id: int
+    image_tokens: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def plan_context(self, prompts: Sequence[str]) -> TokenContext:
+        """What the plan of each prompt continues."""
+        ...
+
+    def image_context(self, prompts: Sequence[str], plans: Sequence[str]) -> TokenContext:
+        """What the image of each prompt and plan continues."""
+        ...
+
+    def unconditional(self, context: TokenContext) -> TokenContext:
+        """The context of the guidance branch, row by row."""
+        ...
+
+    def read_plans(self, ids: Tensor, mask: Tensor) -> list[str]:
+        """Plan tokens (N, T) as text; tokens outside `mask` and special tokens are left out."""
+        ...
+
+    def paint(self, ids: Tensor) -> Tensor:
+        """Image tokens (N, K) as pixels (N, 3, H, W), float32 in [0, 1]."""
+        ...
+
+    def forward(self, levels: Mapping[str, TokenLevel]) -> dict[str, LevelOutput]:
+        """The training pass, with a graph. All levels go through one call, so that DDP and FSDP see the root."""
+        ...
+
+    def decoder(self) -> Decoder:
+        """The weights as they are now."""
+        ...
+
+    def reference(self) -> AbstractContextManager[Decoder]:
+        """The frozen reference's weights, valid inside the ``with`` block."""
+        ...

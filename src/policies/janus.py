@@ -1,0 +1,202 @@
+"""The policy for every Janus checkpoint in transformers' format, tiny or 7B."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
+from src.policies.llama import KVCache, LlamaTrunk
+from src.policies.lora import LoraSettings, attach_lora, load_lora
+from src.values import IMAGE, PLAN, LevelOutput, LinearHead, TokenContext, TokenLevel
+
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class JanusState:
+    """Where a decode stands: the level it belongs to and its cache."""
+
+    level: str
+    cache: KVCache
+
+
+class JanusDecoder:
+    """A Janus at one moment, for sampling and scoring (protocol `Decoder`)."""
+
+    def __init__(self, janus: JanusForConditionalGeneration, adapter: bool = True, merge: bool | None = None) -> None:
+        self._janus = janus
+        self._trunk = LlamaTrunk(janus.model.language_model, adapter, merge)
+        with torch.no_grad():
+            codes = torch.arange(janus.model.generation_embeddings.num_embeddings, device=self._trunk.embedding.device)
+            # One look-up a token instead of the aligner's two linears.
+            self._image_embeddings = janus.prepare_embeddings_for_image_generation(codes)
+
+    def start(self, level: str, context: TokenContext, steps: int) -> tuple[JanusState, Tensor]:
+        cache, hidden = self._trunk.prefill(context.ids, context.mask, steps)
+        return JanusState(level, cache), features(self._janus, level, hidden)
+
+    def advance(self, state: JanusState, ids: Tensor) -> Tensor:
+        hidden = self._trunk.extend(state.cache, self._embed(state.level, ids[:, None]))
+        return features(self._janus, state.level, hidden[:, 0])
+
+    def evaluate(self, level: str, context: TokenContext, ids: Tensor) -> Tensor:
+        cache, first = self._trunk.prefill(context.ids, context.mask, ids.shape[1])
+        hidden = first[:, None]
+        if ids.shape[1] > 1:
+            hidden = torch.cat([hidden, self._trunk.extend(cache, self._embed(level, ids[:, :-1]))], dim=1)
+        return features(self._janus, level, hidden)
+
+    def head(self, level: str) -> LinearHead:
+        return head(self._janus, level)
+
+    def _embed(self, level: str, ids: Tensor) -> Tensor:
+        return embedding(ids, self._image_embeddings if level == IMAGE else self._trunk.embedding)
+
+
+def features(janus: JanusForConditionalGeneration, level: str, hidden: Tensor) -> Tensor:
+    """What the last linear of the level's head reads: hidden itself, or the image head's inner layer."""
+    if level == PLAN:
+        return hidden
+    image_head = janus.model.generation_head
+    return image_head.activation_fn(image_head.proj_out(hidden))
+
+
+def head(janus: JanusForConditionalGeneration, level: str) -> LinearHead:
+    """The last linear of the level's head: lm_head (no bias), or the image head's (with bias)."""
+    layer = janus.lm_head if level == PLAN else janus.model.generation_head.vision_head
+    return LinearHead(layer.weight, layer.bias)
+
+
+class JanusPolicy(nn.Module):
+    """Protocol `Policy` over `JanusForConditionalGeneration`.
+
+    Trained is the language model: its LoRA adapters, or (full fine-tuning) all of it with its embeddings and
+    lm_head. The vision tower, aligner and the generation side stay frozen, as in the published run.
+
+    Args:
+        janus: the loaded model.
+        tokenizer: its tokenizer, whose chat templates `plan` and `image` are used where it has them.
+        lora: settings of fresh adapters; None trains the language model itself.
+        adapter: a folder with a saved adapter to go on from, instead of fresh ones.
+        merge_rollout: decode with the adapter merged into a fused copy; None decides by dtype.
+    """
+
+    def __init__(
+        self,
+        janus: JanusForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        lora: LoraSettings | None = None,
+        adapter: Path | None = None,
+        merge_rollout: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer: Any = tokenizer
+        self.merge_rollout = merge_rollout
+        janus.requires_grad_(False)
+        janus.eval()
+        self._reference: tuple[JanusForConditionalGeneration, ...] = ()
+        if adapter is not None:
+            self.network: Any = load_lora(janus, adapter)
+        elif lora is not None:
+            self.network = attach_lora(janus, lora)
+        else:
+            self.network = janus
+            # A tuple hides the frozen copy from parameters(), state_dict() and the wrappers of DDP / FSDP.
+            self._reference = (copy.deepcopy(janus),)
+            janus.model.language_model.requires_grad_(True)
+            janus.lm_head.requires_grad_(True)
+        config = janus.config
+        self.end_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id
+        self.begin_of_image_id: int = begin_of_image_id(janus, tokenizer)
+        self.image_tokens: int = config.vq_config.num_patches**2
+
+    @property
+    def janus(self) -> JanusForConditionalGeneration:
+        """The transformers model inside, adapters included."""
+        return self.network if self.adapter is None else self.network.base_model.model
+
+    @property
+    def adapter(self) -> Any | None:
+        """The PEFT model, or None in full fine-tuning."""
+        return self.network if hasattr(self.network, "peft_config") else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.janus.lm_head.weight.device
+
+    def plan_context(self, prompts: Sequence[str]) -> TokenContext:
+        return encode_plan_context(self.tokenizer, prompts, self.device)
+
+    def image_context(self, prompts: Sequence[str], plans: Sequence[str]) -> TokenContext:
+        return encode_image_context(self.tokenizer, prompts, plans, self.begin_of_image_id, self.device)
+
+    def unconditional(self, context: TokenContext) -> TokenContext:
+        return unconditional_context(context, self.pad_id)
+
+    def read_plans(self, ids: Tensor, mask: Tensor) -> list[str]:
+        rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def paint(self, ids: Tensor) -> Tensor:
+        pixels = self.janus.decode_image_tokens(ids)  # (N, H, W, 3) in [-1, 1]
+        return (pixels.float().permute(0, 3, 1, 2) * 0.5 + 0.5).clamp_(0.0, 1.0).contiguous()
+
+    def forward(self, levels: Mapping[str, TokenLevel]) -> dict[str, LevelOutput]:
+        return {name: self._train_level(name, level) for name, level in levels.items()}
+
+    def _train_level(self, name: str, level: TokenLevel) -> LevelOutput:
+        """One full forward over context and tokens; the token at place t is predicted at place t - 1."""
+        janus, context, ids = self.janus, level.context, level.ids
+        text = janus.get_input_embeddings()
+        inputs = ids[:, :-1]
+        embedded = text(inputs) if name == PLAN else janus.prepare_embeddings_for_image_generation(inputs)
+        mask = torch.cat([context.mask, torch.ones_like(inputs, dtype=torch.bool)], dim=1)
+        hidden = janus.model.language_model(
+            inputs_embeds=torch.cat([text(context.ids), embedded], dim=1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=False,
+        ).last_hidden_state
+        read = hidden[:, context.ids.shape[1] - 1 :]
+        return LevelOutput(features(janus, name, read), head(janus, name))
+
+    def decoder(self) -> JanusDecoder:
+        return JanusDecoder(self.janus, merge=self.merge_rollout)
+
+    @contextmanager
+    def reference(self) -> Iterator[JanusDecoder]:
+        """LoRA: the same weights with the adapter off. Full fine-tuning: the frozen copy of the start."""
+        if self._reference:
+            yield JanusDecoder(self._reference[0], merge=self.merge_rollout)
+            return
+        adapter = self.adapter
+        assert adapter is not None
+        fused = self.merge_rollout or (self.merge_rollout is None and self.janus.lm_head.weight.dtype == torch.float32)
+        with nullcontext() if fused else adapter.disable_adapter():
+            yield JanusDecoder(self.janus, adapter=not fused, merge=fused)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> JanusPolicy:
+        """Move the hidden reference along with the module (`to`, `cuda`, ...)."""
+        for model in self._reference:
+            model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def begin_of_image_id(janus: JanusForConditionalGeneration, tokenizer: Any) -> int:
+    """The id of the begin-of-image token, from the generation config or the tokenizer."""
+    settings = getattr(janus.generation_config, "generation_kwargs", None) or {}
+    if "boi_token_id" in settings:
+        return int(settings["boi_token_id"])
+    return int(tokenizer.convert_tokens_to_ids(getattr(tokenizer, "boi_token", "<begin_of_image>")))

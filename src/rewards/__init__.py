@@ -1,0 +1,1 @@
+"""Reward experts: pluggable, torchmetrics-style modules that score images against prompts."""

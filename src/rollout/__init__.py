@@ -1,0 +1,1 @@
+"""Rollouts: keyed noise, sampling, the decode loop, the two levels."""

@@ -1,0 +1,75 @@
+"""The two levels of a rollout: plan each prompt in words, then paint prompt and plan token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from src.policies.base import Decoder, Policy
+from src.rollout.decode import decode
+from src.rollout.noise import RolloutKey, uniforms
+from src.values import IMAGE, PLAN, Sampling, TokenLevel
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """How rollouts are sampled; `max_plan_tokens` counts the end token."""
+
+    plan: Sampling
+    image: Sampling
+    max_plan_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """N rollouts: both levels, the plans as text, pixels (N, 3, H, W) in [0, 1], and which plans ended (N,) bool."""
+
+    levels: dict[str, TokenLevel]
+    plans: list[str]
+    pixels: Tensor
+    ended: Tensor
+
+
+def roll_out(
+    policy: Policy,
+    decoder: Decoder,
+    prompts: Sequence[str],
+    keys: Sequence[RolloutKey],
+    settings: RolloutSettings,
+) -> Rollouts:
+    """One rollout a prompt; give a prompt G times (with G keys) for a group.
+
+    The plan goes from tokens to text and back into the image level's context: the two levels have
+    separate contexts, as in the paper.
+    """
+    plan = sample_plans(policy, decoder, prompts, keys, settings)
+    plans = policy.read_plans(plan.ids, plan.mask)
+    image = sample_images(policy, decoder, prompts, plans, keys, settings)
+    ended = (plan.ids.eq(policy.end_id) & plan.mask).any(1)
+    return Rollouts({PLAN: plan, IMAGE: image}, plans, policy.paint(image.ids), ended)
+
+
+def sample_plans(
+    policy: Policy, decoder: Decoder, prompts: Sequence[str], keys: Sequence[RolloutKey], settings: RolloutSettings
+) -> TokenLevel:
+    """The plan level of `roll_out`."""
+    context = policy.plan_context(prompts)
+    noise = uniforms(keys, PLAN, settings.max_plan_tokens)
+    return decode(decoder, PLAN, context, noise, settings.plan, end_id=policy.end_id)
+
+
+def sample_images(
+    policy: Policy,
+    decoder: Decoder,
+    prompts: Sequence[str],
+    plans: Sequence[str],
+    keys: Sequence[RolloutKey],
+    settings: RolloutSettings,
+) -> TokenLevel:
+    """The image level of `roll_out`."""
+    context = policy.image_context(prompts, plans)
+    noise = uniforms(keys, IMAGE, policy.image_tokens)
+    unconditional = policy.unconditional(context) if settings.image.guided else None
+    return decode(decoder, IMAGE, context, noise, settings.image, unconditional=unconditional)

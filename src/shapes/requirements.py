@@ -1,0 +1,146 @@
+"""What a prompt asks for: objects with their numbers and, where the prompt names them, places or a relation.
+
+A `Requirement` is what `PromptRecord.scene` holds as JSON-like data. The judge checks pictures against
+it; the warm start arranges scenes that satisfy it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from src.shapes.scenes import CELLS, GRID, KIND_INDEX, ObjectKind, Scene, place_cells
+
+#: Locality -> (axis, sign): `first` stands on the sign's side of `second` along the axis (0 rows, 1 columns).
+LOCALITIES: Mapping[str, tuple[int, int]] = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}
+OPPOSITE: Mapping[str, str] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredObject:
+    """Exactly `number` of `kind`; with `place` (a cell, row or column) all of them stand there."""
+
+    kind: ObjectKind
+    number: int = 1
+    place: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredRelation:
+    """Object number `first` of the requirement stands at `locality` relative to number `second`."""
+
+    first: int
+    second: int
+    locality: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """Everything a correct picture shows, and nothing else may be in it. Kinds do not repeat."""
+
+    objects: tuple[RequiredObject, ...]
+    relation: RequiredRelation | None = None
+
+    @property
+    def total(self) -> int:
+        """How many objects a correct picture holds."""
+        return sum(item.number for item in self.objects)
+
+    def combination(self) -> str:
+        """A name equal for all wordings that ask for the same picture; splits are disjoint in it."""
+        items = sorted(f"{item.number} {item.kind.name} @{item.place or 'anywhere'}" for item in self.objects)
+        if self.relation is None:
+            return " + ".join(items)
+        first, second = self.objects[self.relation.first].kind.name, self.objects[self.relation.second].kind.name
+        locality = self.relation.locality
+        if locality in ("right of", "below"):
+            first, second, locality = second, first, OPPOSITE[locality]
+        return " + ".join(items) + f" : {first} {locality} {second}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON-like form kept in `PromptRecord.scene`."""
+        objects = []
+        for item in self.objects:
+            entry: dict[str, Any] = {"color": item.kind.color, "shape": item.kind.shape, "number": item.number}
+            if item.place is not None:
+                entry["place"] = item.place
+            objects.append(entry)
+        scene: dict[str, Any] = {"objects": objects}
+        if self.relation is not None:
+            relation = self.relation
+            scene["relation"] = {"first": relation.first, "second": relation.second, "locality": relation.locality}
+        return scene
+
+    @classmethod
+    def from_json(cls, scene: Mapping[str, Any]) -> Requirement:
+        """Read `PromptRecord.scene`. Raises ValueError that names the key and value in fault."""
+        objects = tuple(_read_object(entry) for entry in scene.get("objects", ()))
+        if not objects:
+            raise ValueError("scene: key 'objects' is missing or empty; list the objects a correct picture shows")
+        if len({item.kind for item in objects}) != len(objects):
+            raise ValueError(f"scene: key 'objects' names a kind twice ({objects}); add the numbers up")
+        relation = scene.get("relation")
+        if relation is None:
+            return cls(objects)
+        read = RequiredRelation(int(relation["first"]), int(relation["second"]), str(relation["locality"]))
+        if read.locality not in LOCALITIES:
+            raise ValueError(f"scene: relation locality {read.locality!r}; use one of {', '.join(LOCALITIES)}")
+        if not {read.first, read.second} <= set(range(len(objects))) or read.first == read.second:
+            raise ValueError(f"scene: relation {dict(relation)} must name two different objects by their number")
+        return cls(objects, read)
+
+
+def _read_object(entry: Mapping[str, Any]) -> RequiredObject:
+    kind = ObjectKind(str(entry.get("color")), str(entry.get("shape")))
+    if kind not in KIND_INDEX:
+        raise ValueError(f"scene: object {dict(entry)} has a colour or shape this world cannot draw")
+    number, place = int(entry.get("number", 1)), entry.get("place")
+    if not 1 <= number <= CELLS:
+        raise ValueError(f"scene: object {dict(entry)}: number {number} must be 1 to {CELLS}")
+    if place is not None:
+        place_cells(place)
+    return RequiredObject(kind, number, place)
+
+
+def stands(first: int, second: int, locality: str) -> bool:
+    """Whether cell `first` stands at `locality` relative to cell `second` (rows or columns strictly differ)."""
+    axis, sign = LOCALITIES[locality]
+    positions = [divmod(cell, GRID)[axis] for cell in (first, second)]
+    return (positions[0] - positions[1]) * sign > 0
+
+
+def arrange(requirement: Requirement, rng: random.Random) -> Scene:
+    """A scene that satisfies the requirement, uniform over the valid placements of its objects.
+
+    Objects come in the requirement's order, those of one kind row by row. Raises ValueError when no
+    placement exists.
+    """
+    if requirement.total > CELLS:
+        raise ValueError(f"{requirement.total} objects do not fit into {CELLS} cells")
+    for _ in range(1000):
+        scene = _try_to_arrange(requirement, rng)
+        if scene is not None:
+            return scene
+    raise ValueError(f"found no placement for {requirement.combination()}")
+
+
+def _try_to_arrange(requirement: Requirement, rng: random.Random) -> Scene | None:
+    free = set(range(CELLS))
+    scene: dict[int, ObjectKind] = {}
+    cells_of = []
+    for item in requirement.objects:
+        allowed = sorted(free & set(place_cells(item.place))) if item.place else sorted(free)
+        if len(allowed) < item.number:
+            return None
+        cells = sorted(rng.sample(allowed, item.number))
+        cells_of.append(cells)
+        free -= set(cells)
+        scene.update(dict.fromkeys(cells, item.kind))
+    relation = requirement.relation
+    if relation is not None:
+        pairs = [(a, b) for a in cells_of[relation.first] for b in cells_of[relation.second]]
+        if not all(stands(a, b, relation.locality) for a, b in pairs):
+            return None
+    return scene

@@ -1,0 +1,85 @@
+"""A randomly initialised Janus of the real classes, small enough for any test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+WORDS = ("a red blue green circle square triangle left right of above below one two and the . ; ->").split()
+SPECIAL = {
+    "bos_token": "<｜begin▁of▁sentence｜>",
+    "eos_token": "<｜end▁of▁sentence｜>",
+    "pad_token": "<｜▁pad▁｜>",
+    "unk_token": "<unk>",
+}
+EXTRA = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_placeholder>"}
+
+
+def tiny_tokenizer() -> Any:
+    """A word-level tokenizer with Janus's special tokens and no chat templates of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = [*SPECIAL.values(), *EXTRA.values(), *WORDS]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL, extra_special_tokens=EXTRA)
+
+
+def tiny_janus(
+    seed: int = 0,
+    hidden: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    side: int = 3,
+    codes: int = 24,
+    vocabulary: int = 64,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A `JanusForConditionalGeneration` with side*side image tokens; weights large enough to tell tokens apart."""
+    from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+    torch.manual_seed(seed)
+    config = JanusConfig(
+        text_config=LlamaConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=2 * hidden,
+            vocab_size=vocabulary,
+            max_position_embeddings=1024,
+            initializer_range=0.3,
+        ),
+        vision_config=JanusVisionConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=side * 4,
+            patch_size=4,
+            projection_dim=hidden,
+            num_image_tokens=side * side,
+        ),
+        vq_config=JanusVQVAEConfig(
+            embed_dim=8,
+            num_embeddings=codes,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=[1, 1, 2],
+            num_res_blocks=0,
+            num_patches=side,
+            projection_dim=hidden,
+            image_token_embed_dim=hidden,
+        ),
+        image_token_id=6,
+        tie_word_embeddings=False,
+    )
+    model = JanusForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.model.generation_head.parameters():
+            parameter.normal_(0.0, 0.3)
+        model.lm_head.weight.normal_(0.0, 0.3)
+        model.model.generation_embeddings.weight.normal_()
+    return model.to(dtype).eval()
