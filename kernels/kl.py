@@ -3,14 +3,14 @@
 With ``d = ref_logp - logp`` of a token drawn from the policy (Schulman 2020, "Approximating KL divergence",
 joschu.net/blog/kl-approx.html; k3 is the KL of GRPO, arXiv 2402.03300, eq. 4):
 
-====== ==================== ======================================================================
-name   value                property
-====== ==================== ======================================================================
-k1     -d                   unbiased, any sign; as a loss its expected gradient is zero
-k2     d**2 / 2             biased, never negative; as a loss its expected gradient is the KL's
-k3     exp(d) - d - 1       unbiased, never negative
-exact  sum_v p (log p/r)    no sampling noise; needs the reference's whole rows
-====== ==================== ======================================================================
+====== ================= ===============================================================================
+name   value             as an estimate, and what its gradient is on average when it stands in the loss
+====== ================= ===============================================================================
+k1     -d                unbiased, any sign; gradient zero: of use in the reward only
+k2     d**2 / 2          biased, never negative; gradient of KL(policy || reference)
+k3     exp(d) - d - 1    unbiased, never negative; gradient of KL(reference || policy)
+exact  sum_v p log(p/r)  the KL itself, no sampling noise; needs the reference's whole rows
+====== ================= ===============================================================================
 """
 
 from __future__ import annotations

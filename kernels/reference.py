@@ -8,6 +8,8 @@ Logits are finite. Everything is summed in float32, or in float64 where the inpu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -140,25 +142,36 @@ def head_statistics(
         with torch.no_grad():
             ref_mixed = _mix_features(ref_features, ref_unconditional_features, guidance_scale, False)
 
-    def rows(x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, ref_x: Tensor | None, ref: Tensor | None):
+    def rows(
+        x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, ref_x: Tensor | None, ref_logp: Tensor | None
+    ) -> TokenStatistics:
         ref_logits = None
         if ref_x is not None:
             with torch.no_grad():
                 ref_logits = torch.nn.functional.linear(ref_x, ref_weight, ref_bias)
         logits = torch.nn.functional.linear(x, weight, bias)
-        return _statistics(logits, ids, ref_logits, ref, temperature, kl, entropy)
+        return _statistics(logits, ids, ref_logits, ref_logp, temperature, kl, entropy)
 
     if chunk_size is None or ids.numel() <= chunk_size:
         return rows(mixed, weight, bias, ids, ref_mixed, ref_logp)
-    flat = [None if x is None else x.flatten(0, 1).split(chunk_size) for x in (mixed, ids, ref_mixed, ref_logp)]
-    parts = []
-    for i in range(len(flat[0])):
-        x, chosen, ref_x, ref = (None if pieces is None else pieces[i] for pieces in flat)
-        # Not reentrant: the head's parameters get their gradients, and unused outputs cost nothing.
-        parts.append(checkpoint(rows, x, weight, bias, chosen, ref_x, ref, use_reentrant=False))
-    return TokenStatistics(
-        *(None if column[0] is None else torch.cat(column).view(ids.shape) for column in zip(*parts, strict=True))
+    pieces = zip(*(_tokens_in_chunks(x, ids, chunk_size) for x in (mixed, ids, ref_mixed, ref_logp)), strict=True)
+    parts = [
+        # Not reentrant: only so do the head's own parameters get their gradients.
+        checkpoint(rows, x, weight, bias, chosen, ref_x, ref, use_reentrant=False, preserve_rng_state=False)
+        for x, chosen, ref_x, ref in pieces
+    ]
+    logp, *others = (
+        None if column[0] is None else torch.cat(column).view(ids.shape) for column in zip(*parts, strict=True)
     )
+    assert logp is not None
+    return TokenStatistics(logp, *others)
+
+
+def _tokens_in_chunks(x: Tensor | None, ids: Tensor, size: int) -> Sequence[Tensor | None]:
+    """Pieces of x (N, T, ...) of at most `size` tokens; as many Nones where there is no x."""
+    if x is None:
+        return [None] * math.ceil(ids.numel() / size)
+    return x.flatten(0, 1).split(size)
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
@@ -167,9 +180,8 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 def _mix(x: Tensor, unconditional: Tensor | None, scale: float, unconditional_grad: bool) -> Tensor:
     """The guided input; `x` itself where guidance is off."""
-    if scale == 1.0:
+    if scale == 1.0 or unconditional is None:
         return x
-    assert unconditional is not None
     return guide(x, unconditional if unconditional_grad else unconditional.detach(), scale)
 
 
@@ -191,23 +203,25 @@ def _statistics(
     log_probs = _log_probs(logits, temperature)
     logp = _pick(log_probs, ids)
     entropies = -(log_probs.exp() * log_probs).sum(-1) if entropy else None
-    if ref_logits is None and ref_logp is None:
+    ref_log_probs = None
+    if ref_logits is not None:
+        with torch.no_grad():
+            ref_log_probs = _log_probs(ref_logits.to(log_probs.dtype), temperature)
+            ref_logp = _pick(ref_log_probs, ids)
+    if ref_logp is None:
         return TokenStatistics(logp, None, None, entropies)
-    with torch.no_grad():
-        ref_log_probs = None if ref_logits is None else _log_probs(ref_logits.to(log_probs.dtype), temperature)
-        chosen = ref_logp if ref_log_probs is None else _pick(ref_log_probs, ids)
-        assert chosen is not None
-    log_ratio = chosen.detach().to(logp.dtype) - logp
+    log_ratio = ref_logp.detach().to(logp.dtype) - logp
     if kl is None:
-        return TokenStatistics(logp, log_ratio, None, entropies)
-    if kl == "exact":
-        assert ref_log_probs is not None
-        return TokenStatistics(logp, log_ratio, exact_kl(log_probs, ref_log_probs), entropies)
-    return TokenStatistics(logp, log_ratio, kl_estimate(log_ratio, kl), entropies)
+        divergence = None
+    elif kl == "exact" and ref_log_probs is not None:
+        divergence = exact_kl(log_probs, ref_log_probs)
+    else:
+        divergence = kl_estimate(log_ratio, kl)
+    return TokenStatistics(logp, log_ratio, divergence, entropies)
 
 
 def _log_probs(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax (..., V). Subtracts the maximum before the logarithm, so no entry is ever positive."""
+    """Log-softmax (..., V). Subtracts the maximum before the logarithm, so no entry is ever positive."""
     if temperature != 1.0:
         logits = logits.to(_sum_dtype(logits)) / temperature
     return torch.log_softmax(logits, dim=-1, dtype=_sum_dtype(logits))
@@ -279,7 +293,9 @@ def _check_options(
     if kl is not None and kl not in KL_NAMES:
         raise ValueError(f"kl={kl!r}: expected one of {', '.join(KL_NAMES)}, or None")
     if kl == "exact" and reference is None:
-        raise ValueError("kl='exact' sums over the vocabulary: it needs the reference's logits or features, not ref_logp")
+        raise ValueError(
+            "kl='exact' sums over the vocabulary: it needs the reference's logits or features, not ref_logp"
+        )
     if reference is not None and ref_logp is not None:
         raise ValueError("two references: give either the reference's logits or features, or ref_logp")
     if ref_logp is not None and ref_logp.shape != ids.shape:

@@ -16,10 +16,10 @@ here.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -63,14 +63,12 @@ class ImportHooks:
     ) -> ModuleSpec | None:
         """The spec of a hooked module; None, "ask the next finder", for all others."""
         if name == "kernels" and KERNELS.is_file():
-            return importlib.util.spec_from_file_location(name, KERNELS, submodule_search_locations=[str(KERNELS.parent)])
+            return spec_from_file_location(name, KERNELS, submodule_search_locations=[str(KERNELS.parent)])
         if name in self.after:
             return _with_mend(self._found_by_others(name, path, target), self.after[name])
         return None
 
-    def _found_by_others(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
+    def _found_by_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
                 return spec

@@ -7,6 +7,8 @@ group of one has nothing to compare itself with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 
@@ -20,14 +22,49 @@ def group_normalised(total: Tensor, group_size: int, epsilon: float = 1e-4) -> T
 
 
 def group_centred(total: Tensor, group_size: int) -> Tensor:
-    """r - mean over each group, not divided by its std (Dr.GRPO, arXiv 2503.20783, section 3.2)."""
+    """Rewards minus their group's mean, not divided by its std (Dr.GRPO, arXiv 2503.20783, section 3.2)."""
     return _deviation(_grouped(total, group_size)).flatten()
 
 
-def without_signal(total: Tensor, group_size: int) -> Tensor:
-    """(B,) bool: the groups whose rewards are all equal, which teach nothing."""
+def leave_one_out(total: Tensor, group_size: int) -> Tensor:
+    """Rewards minus the mean of the group's *other* rewards (RLOO, arXiv 2402.14740; Kool et al. 2019)."""
+    return _deviation(_grouped(total, group_size)).flatten() * (group_size / (group_size - 1))
+
+
+def batch_normalised(total: Tensor, group_size: int, epsilon: float = 1e-4) -> Tensor:
+    """(r - mean) / (std + epsilon) over the whole prompt batch, all ranks (REINFORCE++, arXiv 2501.03262).
+
+    A prompt's difficulty stays in the advantage: sensible only where all prompts' rewards share a scale.
+    """
+    return _over_batch(_grouped(total, group_size).flatten(), epsilon)
+
+
+def group_centred_batch_normalised(total: Tensor, group_size: int, epsilon: float = 1e-4) -> Tensor:
+    """Rewards minus their group's mean, over the std of the whole prompt batch (REINFORCE++-baseline, 2501.03262)."""
+    return _over_batch(_deviation(_grouped(total, group_size)).flatten(), epsilon)
+
+
+def weigh_levels(advantages: Tensor, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """The same advantages (N,) for every level, times its weight (>= 0).
+
+    Every surrogate is linear in a factor on the advantage, so this weighs a level's policy term and leaves its
+    KL and entropy alone: weight 0 trains the other level only, with the KL still on both. Raises ValueError
+    for a negative weight, or none above 0.
+    """
+    if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
+        raise ValueError(f"algorithm.level_weights={dict(weights)}: expected none below 0 and one above")
+    return {name: advantages * weight for name, weight in weights.items()}
+
+
+def without_signal(total: Tensor, group_size: int, tolerance: float = 0.0) -> Tensor:
+    """(B,) bool: the groups whose rewards are all equal (within `tolerance`, >= 0), which teach nothing."""
     groups = _grouped(total, group_size)
-    return groups.amax(dim=1) == groups.amin(dim=1)
+    return groups.amax(dim=1) - groups.amin(dim=1) <= tolerance
+
+
+def rows_with_signal(total: Tensor, group_size: int, tolerance: float = 0.0) -> Tensor:
+    """(M,) int64: the rollouts of the groups that do teach something (DAPO's dynamic sampling, 2503.14476, eq. 11)."""
+    return (~without_signal(total, group_size, tolerance)).repeat_interleave(group_size).nonzero().flatten()
 
 
 def share_without_signal(total: Tensor, group_size: int) -> Tensor:
@@ -49,6 +86,13 @@ def _grouped(total: Tensor, group_size: int) -> Tensor:
 
 
 def _deviation(groups: Tensor) -> Tensor:
-    """r - mean; exactly zero where a group's rewards are equal, though their mean may be rounded."""
+    """Rewards minus the group's mean; exactly zero where all are equal, though their mean may be rounded."""
     same = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
     return (groups - groups.mean(dim=1, keepdim=True)).masked_fill(same, 0.0)
+
+
+def _over_batch(values: Tensor, epsilon: float) -> Tensor:
+    """(x - mean) / (std + epsilon) over all of them; exactly zero where all are equal."""
+    if (values == values[0]).all():
+        return values * 0
+    return (values - values.mean()) / (values.std() + epsilon)

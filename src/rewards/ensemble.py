@@ -86,7 +86,7 @@ class RewardEnsemble:
         )
 
     def compute(self) -> dict[str, float]:
-        """Each expert's mean since the last `reset`, over all ranks (all of them must call); NaN if it never applied."""
+        """Each expert's mean since the last `reset`, NaN if it never applied; under DDP all ranks must call."""
         return {name: float(expert.compute()) for name, expert in self.experts.items() if expert.update_called}
 
     def reset(self) -> None:
@@ -140,10 +140,8 @@ def report_metrics(report: RewardReport) -> dict[str, float]:
 
 
 def _by_name(experts: Mapping[str, RewardExpert] | Iterable[RewardExpert]) -> dict[str, RewardExpert]:
-    if isinstance(experts, Mapping):
-        named = list(experts.items())
-    else:
-        named = [(expert.name, expert) for expert in experts]
+    pairs = experts.items() if isinstance(experts, Mapping) else ((expert.name, expert) for expert in experts)
+    named = list(pairs)
     if not named:
         raise ValueError("rewards: no expert; give at least one")
     names = [name for name, _ in named]
@@ -203,9 +201,7 @@ def _check_every_prompt_is_judged(judged: Tensor, records: Sequence[PromptRecord
         )
 
 
-def _add_detail(
-    details: dict[str, Tensor], expert: str, key: str, value: Tensor, rows: list[int], images: int
-) -> None:
+def _add_detail(details: dict[str, Tensor], expert: str, key: str, value: Tensor, rows: list[int], images: int) -> None:
     """Spread a detail over all images (NaN elsewhere); a name that is taken gets its expert's before it."""
     full = torch.full((images,), float("nan"))
     full[rows] = value

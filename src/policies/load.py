@@ -1,0 +1,93 @@
+"""From a checkpoint directory to a policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.policies.janus import JanusPolicy
+from src.policies.lora import LoraSettings
+
+
+class CheckpointError(ValueError):
+    """A checkpoint directory is missing, damaged or of another family; the message names path and fix."""
+
+
+def check_janus_directory(path: str | Path) -> Path:
+    """The directory at `path`, checked to look like a Janus checkpoint before any weight is read.
+
+    Raises:
+        CheckpointError: naming what is missing or wrong.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"model.path={path}: no such directory; give a Janus checkpoint in transformers' format")
+    config = folder / "config.json"
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise CheckpointError(f"{config}: not found; model.path must be a checkpoint directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{config}: not valid JSON ({error}); the checkpoint is damaged") from None
+    if kind != "janus":
+        raise CheckpointError(f"{config}: model_type is {kind!r}, expected 'janus'")
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: no *.safetensors weights in it")
+    return folder
+
+
+def resolve_dtype(dtype: str, trains_weights: bool) -> torch.dtype:
+    """auto: float32 on a CPU and where the weights themselves are trained, else bfloat16.
+
+    Trained weights are float32 masters: at a learning rate of 1e-6, updates of bf16 weights vanish. The
+    matrix products then run in bf16 by the trainer's mixed precision.
+    """
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    return torch.bfloat16 if torch.cuda.is_available() and not trains_weights else torch.float32
+
+
+def load_janus(
+    path: str | Path,
+    dtype: str = "auto",
+    adapter: str | Path | None = None,
+    lora: dict[str, Any] | None = None,
+    merge_rollout: bool | None = None,
+) -> JanusPolicy:
+    """The policy of a Janus checkpoint directory; see `JanusConfig` for the arguments.
+
+    Raises:
+        CheckpointError: if the directory is no loadable Janus checkpoint.
+        ValueError: if the adapter does not fit it.
+    """
+    from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+    folder = check_janus_directory(path)
+    trains_weights = lora is None and adapter is None
+    try:
+        # Without this, a config that leaves the key out is read as tied (transformers' default), and
+        # Janus-Pro's own lm_head would be overwritten by the embeddings.
+        janus, report = JanusForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=resolve_dtype(dtype, trains_weights),
+            local_files_only=True,
+            tie_word_embeddings=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"model.path={path}: cannot be loaded: {type(error).__name__}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise CheckpointError(f"model.path={path}: {len(missing)} weights are missing: {shown}")
+    return JanusPolicy(
+        janus,
+        tokenizer,
+        lora=None if lora is None else LoraSettings(**lora),
+        adapter=None if adapter is None else Path(adapter),
+        merge_rollout=merge_rollout,
+    )

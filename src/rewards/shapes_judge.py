@@ -1,0 +1,49 @@
+"""The drawn world's judge as a reward expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.rewards.base import RewardExpert
+from src.shapes.judge import judge
+from src.values import PromptRecord
+
+
+class ShapesJudge(RewardExpert):
+    """Scores how well a picture of coloured shapes shows what its prompt asks for.
+
+    score = (1 - bonus) * mean of the applicable aspects + bonus * all_correct, in [0, 1]. The aspects
+    (`src.shapes.judge`) make it dense; the bonus keeps the picture that is right in everything well above
+    one that is nearly right, so that no aspect is worth giving up for another.
+
+    Args:
+        bonus: weight of all_correct, in [0, 1].
+    """
+
+    name = "shapes_judge"
+    score_range = (0.0, 1.0)
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, bonus: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= bonus <= 1:
+            raise ValueError(f"ShapesJudge: bonus {bonus} must lie in [0, 1]")
+        self.bonus = bonus
+
+    def applicable(self, record: PromptRecord) -> bool:
+        """Whether the record says which objects a correct picture shows."""
+        return bool(record.scene.get("objects"))
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores (N,) float32 of pixels (N, 3, 24, 24) in [0, 1]; details: all_correct and every aspect."""
+        judgement = judge(pixels, records)
+        all_correct = judgement.all_correct.float()
+        mean = torch.stack(tuple(judgement.aspects.values())).nanmean(0)
+        score = (1 - self.bonus) * mean + self.bonus * all_correct
+        details = {"all_correct": all_correct, **judgement.aspects}
+        return score.to(pixels.device), {name: value.to(pixels.device) for name, value in details.items()}

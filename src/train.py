@@ -1,0 +1,94 @@
+"""Train: ``python -m src.train experiment=bicot_lora``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src import cli
+from src.config import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from src.training.run_folder import RunFolder
+
+STARTED = time.time()
+
+
+def train(config: DictConfig) -> int:
+    """One training run; returns the exit code (0 done, 130 / 143 interrupted with everything saved)."""
+    from src.training.callbacks import StopRequested
+    from src.training.session import Session
+
+    folder, checkpoint = locate(config)
+    session = Session.build(config, folder, STARTED)
+    print(f"run folder: {folder.path}", flush=True)
+    try:
+        session.fit(checkpoint)
+    except StopRequested as stop:
+        print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
+        return stop.code
+    if session.is_global_zero:
+        print(closing_lines(session.report.summary, folder))
+    return session.stop.code or 0
+
+
+def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
+    """The run's folder and the checkpoint to resume from.
+
+    Raises:
+        UserError: if there is nothing to resume at the path that was given.
+    """
+    from src.training.run_folder import RunFolder, newest_unfinished
+
+    run, resume = config.run, config.resume
+    stamp = datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S")
+    fresh = RunFolder(Path(run.dir) if run.dir else Path(run.root) / f"{run.name}-{stamp}")
+    if resume is None:
+        if fresh.summary.exists() or fresh.last_checkpoint.exists():
+            raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
+        return fresh, None
+    if resume == "auto":
+        found = fresh if run.dir else newest_unfinished(Path(run.root), run.name)
+        if found is None or not found.last_checkpoint.is_file():
+            return fresh, None
+        return found, found.last_checkpoint
+    path = Path(resume)
+    given = RunFolder(path if path.is_dir() else path.parent.parent)
+    checkpoint = given.last_checkpoint if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise UserError(f"resume={resume}: no checkpoint there ({checkpoint}); give a run folder, or resume=auto")
+    return given, checkpoint
+
+
+def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
+    """What improved and where things are."""
+    lines = [""]
+    for name in ("reward", "all_correct"):
+        before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
+        if before is not None and after is not None:
+            lines.append(f"{name:12} {before:.3f} -> {after:.3f}   (test prompts, best of validation)")
+    for kind, figures in summary["by_kind"].items():
+        before, after = figures["before"], figures["after"] or {}
+        if "all_correct" in before and "all_correct" in after:
+            lines.append(f"  {kind:12} {before['all_correct']:.3f} -> {after['all_correct']:.3f}   all_correct")
+    lines += [
+        f"{summary['steps']} steps, {summary['seconds_per_step']:.2f} s a step, {summary['seconds_total']:.0f} s",
+        f"adapter: {folder.adapter}",
+        f"samples: {folder.samples('before')}, {folder.samples('after')}",
+        f"summary: {folder.summary}",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Entry point."""
+    return cli.run(train)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

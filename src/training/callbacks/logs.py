@@ -1,0 +1,69 @@
+"""Every step's figures to the loggers, and a sample of rollouts to rollouts.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from src.training.metrics_file import MetricsFile
+from src.training.module import BiCoTModule
+from src.values import PromptBatch
+
+
+class StepLogs(Callback):
+    """Logs the step metrics of rank 0, and each `rollouts_every` steps one group's plans and scores."""
+
+    def __init__(self, rollouts: Path, rollouts_every: int) -> None:
+        self.rollouts = rollouts
+        self.rollouts_every = rollouts_every
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """On a resume, drop what lies behind the checkpoint: it will be made again."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.drop_after(trainer.global_step)
+        if self.rollouts.is_file():
+            kept = [
+                line
+                for line in self.rollouts.read_text(encoding="utf-8").splitlines()
+                if line.endswith("}") and json.loads(line)["step"] <= trainer.global_step
+            ]
+            self.rollouts.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: BiCoTModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        figures = {**pl_module.step_metrics, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=step)
+        if trainer.is_global_zero and (step - 1) % self.rollouts_every == 0:
+            self._write_group(step, pl_module, batch)
+
+    def _write_group(self, step: int, module: BiCoTModule, batch: PromptBatch) -> None:
+        collected = module.collected
+        if collected is None:
+            return
+        report, plans = collected.experience.report, collected.rollouts.plans
+        with self.rollouts.open("a", encoding="utf-8") as file:
+            for row in range(collected.experience.group_size):
+                entry = {
+                    "step": step,
+                    "prompt": batch.records[0].prompt,
+                    "kind": batch.records[0].task_type,
+                    "plan": plans[row],
+                    "ended": bool(collected.rollouts.ended[row]),
+                    "reward": round(float(report.total[row]), 4),
+                    "scores": {
+                        name: round(float(report.scores[row, column]), 4)
+                        for column, name in enumerate(report.names)
+                        if bool(report.applicable[row, column])
+                    },
+                }
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")

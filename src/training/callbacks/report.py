@@ -1,0 +1,161 @@
+"""Before and after on the test prompts: sheets of samples, the adapter, summary.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from src.training.callbacks.graceful import GracefulStop
+from src.training.callbacks.validation import BestByValidation, load_weights
+from src.training.console import say
+from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, pictures
+from src.training.module import BiCoTModule
+from src.training.pictures import sheet
+from src.training.provenance import git_commit, versions
+from src.training.run_folder import RunFolder, write_json
+from src.values import PromptRecord
+
+
+class RunReport(Callback):
+    """Evaluates the test prompts before training and, with the best weights by validation, after it.
+
+    The adapter that is written is the one reported. Everything lands in the run folder, the summary last:
+    a folder with a finished summary is complete.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        records: Sequence[PromptRecord],
+        settings: EvaluationSettings,
+        picture_prompts: int,
+        validation: BestByValidation,
+        stop: GracefulStop,
+        facts: dict[str, Any],
+        started: float,
+    ) -> None:
+        self.folder = folder
+        self.records = records
+        self.settings = settings
+        self.pictured = spread(records, picture_prompts)
+        self.validation = validation
+        self.stop = stop
+        self.facts = facts
+        self.before: dict[str, Any] = {}
+        self.seconds_training = 0.0
+        self.seconds_before_run = 0.0
+        self.started = started
+        self._entered = 0.0
+        self.summary: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds_training": self._training_seconds(), "seconds_total": self._total_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_training = state_dict["seconds_training"]
+        self.seconds_before_run = state_dict["seconds_total"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
+        if self.folder.before.is_file():
+            self.before = json.loads(self.folder.before.read_text(encoding="utf-8"))
+        else:
+            self.before = self._evaluated(pl_module, "before")
+            if trainer.is_global_zero:
+                write_json(self.folder.before, self.before)
+                self._sheet(pl_module, "before", self.before["means"])
+        say(f"test before: {_shown(self.before['means'])}")
+        self.validation.seconds = 0.0
+        self._entered = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
+        self.seconds_training, self._entered = self._training_seconds(), 0.0
+        load_weights(self.folder.best_weights, pl_module)
+        if trainer.is_global_zero and getattr(pl_module.policy, "adapter", None) is not None:
+            pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
+        self._write_summary(trainer, after=None)
+        after = self._evaluated(pl_module, "after")
+        if trainer.is_global_zero:
+            self._sheet(pl_module, "after", after["means"])
+        self._write_summary(trainer, after)
+
+    def _evaluated(self, module: BiCoTModule, when: str) -> dict[str, Any]:
+        say(f"test {when}: {len(self.records)} prompts ...")
+        evaluation: Evaluation = evaluate(
+            module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test"
+        )
+        return {"means": evaluation.means(), "by_kind": evaluation.by_kind()}
+
+    def _sheet(self, module: BiCoTModule, when: str, means: dict[str, float]) -> None:
+        plans, pixels = pictures(module.policy, module.policy.decoder(), self.pictured, self.settings)
+        report = module.rewards(pixels, self.pictured)
+        module.rewards.reset()
+        captions = [
+            f"{record.task_type}   reward {reward:.2f}"
+            for record, reward in zip(self.pictured, report.total.tolist(), strict=True)
+        ]
+        title = f"{when} training: {_shown(means)} over {len(self.records)} test prompts"
+        sheet(self.folder.samples(when), title, [r.prompt for r in self.pictured], plans, pixels, captions)
+
+    def _training_seconds(self) -> float:
+        """Wall time inside training, evaluations left out, earlier sittings included."""
+        running = time.perf_counter() - self._entered - self.validation.seconds if self._entered else 0.0
+        return self.seconds_training + running
+
+    def _total_seconds(self) -> float:
+        return self.seconds_before_run + time.time() - self.started
+
+    def _write_summary(self, trainer: L.Trainer, after: dict[str, Any] | None) -> None:
+        steps = trainer.global_step
+        self.summary = {
+            **self.facts,
+            "finished": after is not None and self.stop.code is None,
+            "interrupted_by_signal": None if self.stop.code is None else self.stop.code - 128,
+            "steps": steps,
+            "seconds_total": round(self._total_seconds(), 2),
+            "seconds_training": round(self.seconds_training, 2),
+            "seconds_per_step": round(self.seconds_training / max(1, steps), 4),
+            "best_step": self.validation.best_step,
+            "best_validation": self.validation.best,
+            **_before_and_after(self.before, after),
+            "git_commit": git_commit(),
+            "versions": versions(),
+        }
+        if trainer.is_global_zero:
+            write_json(self.folder.summary, self.summary)
+
+
+def spread(records: Sequence[PromptRecord], number: int) -> tuple[PromptRecord, ...]:
+    """Up to `number` records, taken from all kinds in turn, evenly over each kind."""
+    kinds: dict[str, list[PromptRecord]] = {}
+    for record in records:
+        kinds.setdefault(record.task_type, []).append(record)
+    share = -(-number // max(1, len(kinds)))
+    columns = [[group[i * len(group) // share] for i in range(min(share, len(group)))] for group in kinds.values()]
+    turns = [column[i] for i in range(share) for column in columns if i < len(column)]
+    return tuple(turns[:number])
+
+
+def _before_and_after(before: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any]:
+    """Flat keys ``<figure>_before`` / ``<figure>_after``, and the same by kind of prompt."""
+    figures: dict[str, Any] = {}
+    for when, result in (("before", before), ("after", after)):
+        figures |= {f"reward_{when}": None, f"all_correct_{when}": None}
+        if result is not None:
+            figures |= {f"{name}_{when}": round(value, 5) for name, value in result["means"].items()}
+    figures["by_kind"] = {
+        kind: {
+            "before": before["by_kind"][kind],
+            "after": None if after is None else after["by_kind"][kind],
+        }
+        for kind in before["by_kind"]
+    }
+    return figures
+
+
+def _shown(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {means[name]:.3f}" for name in ("reward", "all_correct") if name in means)

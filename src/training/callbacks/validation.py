@@ -1,0 +1,107 @@
+"""Validation before, during and after training, and the best weights by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from src.training.callbacks.graceful import GracefulStop
+from src.training.console import say
+from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
+from src.training.module import BiCoTModule
+from src.values import PromptRecord
+
+
+class BestByValidation(Callback):
+    """Evaluates the validation prompts every `every` optimiser steps and keeps the best weights on disk.
+
+    `monitor` is the figure that decides, higher is better. Open reproductions see the score fall when
+    training goes on; the last weights are not the result, the best are.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[PromptRecord],
+        settings: EvaluationSettings,
+        every: int,
+        monitor: str,
+        weights: Path,
+        stop: GracefulStop,
+    ) -> None:
+        self.records = records
+        self.settings = settings
+        self.every = every
+        self.monitor = monitor
+        self.weights = weights
+        self.stop = stop
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.history: dict[int, dict[str, float]] = {}
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.history = {int(step): figures for step, figures in state_dict["history"].items()}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
+        if trainer.global_step not in self.history:
+            self.validate(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: BiCoTModule, *_: Any) -> None:
+        step = trainer.global_step
+        # Several updates on one rollout move the step by more than one.
+        crossed = step // self.every > (step - pl_module.updates_per_rollout) // self.every
+        if crossed or step >= pl_module.max_steps:
+            self.validate(trainer, pl_module)
+
+    def validate(self, trainer: L.Trainer, module: BiCoTModule) -> None:
+        """One validation: figures to the loggers, weights to disk if they are the best so far."""
+        start = time.perf_counter()
+        evaluation = self._evaluate(module)
+        figures = evaluation.means()
+        step = trainer.global_step
+        self.history[step] = figures
+        for logger in trainer.loggers:
+            logger.log_metrics({f"validation/{name}": value for name, value in figures.items()}, step=step)
+        if self.best is None or figures[self._figure(figures)] > self.best:
+            self.best, self.best_step = figures[self._figure(figures)], step
+            if trainer.is_global_zero:
+                save_weights(self.weights, module)
+        shown = ", ".join(f"{n} {figures[n]:.3f}" for n in ("reward", "all_correct") if n in figures)
+        say(f"validation at step {step}: {shown} ({len(evaluation.samples)} prompts)")
+        self.seconds += time.perf_counter() - start
+
+    def _figure(self, figures: dict[str, float]) -> str:
+        if self.monitor not in figures:
+            raise ValueError(f"evaluation.monitor={self.monitor}: expected one of {', '.join(sorted(figures))}")
+        return self.monitor
+
+    def _evaluate(self, module: BiCoTModule) -> Evaluation:
+        return evaluate(
+            module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "validation"
+        )
+
+
+def save_weights(path: Path, module: BiCoTModule) -> None:
+    """The trained parameters as safetensors, written whole."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: value.contiguous() for name, value in module.trained_state().items()}, str(partial))
+    partial.replace(path)
+
+
+def load_weights(path: Path, module: BiCoTModule) -> None:
+    """Put back what `save_weights` wrote."""
+    from safetensors.torch import load_file
+
+    module.load_trained_state(load_file(str(path)))

@@ -1,0 +1,13 @@
+"""Lines for the person who watches the run: rank 0 only, never through a progress bar."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities import rank_zero_only
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(text)

@@ -1,0 +1,130 @@
+"""The custom Lightning loop: one Lightning batch is one prompt batch, rolled out in groups and learned from.
+
+Lightning has no public custom loop. `GroupedRolloutLoop` takes the place of the loop that runs a manual
+`training_step` (``trainer.fit_loop.epoch_loop.manual_optimization``), the least invasive seam: callbacks,
+loggers, progress bars, strategies and checkpoints go on working. This is the one private import of the
+project, and the reason for ``lightning>=2.6,<2.7``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loops.optimization.manual import _ManualOptimization
+from lightning.pytorch.trainer import call
+from torch import Tensor
+
+from src.algorithms import share_without_signal
+from src.rewards.ensemble import report_metrics
+from src.training.collect import Collected, NonFiniteError
+from src.training.module import BiCoTModule
+from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
+from src.values import PLAN, PromptBatch
+
+
+class GroupedRolloutLoop(_ManualOptimization):
+    """Collects a group of rollouts for each prompt, then takes `updates_per_rollout` optimiser steps.
+
+    Its own state in Lightning's checkpoint is the number of finished prompt batches: rollouts are keyed, so
+    a run that starts again there re-rolls identically.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        super().__init__(trainer)
+        self.finished_batches = 0
+
+    @classmethod
+    def install(cls, trainer: L.Trainer) -> GroupedRolloutLoop:
+        """Make `trainer.fit` train with this loop."""
+        loop = cls(trainer)
+        trainer.fit_loop.epoch_loop.manual_optimization = loop
+        return loop
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        return {"finished_batches": self.finished_batches}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        self.finished_batches = state_dict["finished_batches"]
+
+    @property
+    def _module(self) -> BiCoTModule:
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    def advance(self, kwargs: OrderedDict[str, Any]) -> None:
+        batch: PromptBatch = next(iter(kwargs.values()))
+        start = time.perf_counter()
+        try:
+            collected = self._module.collect(batch)
+            learning = time.perf_counter()
+            metrics = self._learn(collected)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {batch.step}: {error}") from error
+        end = time.perf_counter()
+        self._module.step_metrics = {
+            **shown(metrics),
+            **experience_metrics(collected),
+            **{f"seconds/{name}": value for name, value in collected.seconds.items()},
+            "seconds/update": end - learning,
+            "seconds": end - start,
+        }
+        self.finished_batches = batch.step + 1
+
+    def _learn(self, collected: Collected) -> Metrics:
+        """All updates on one experience; returns the metrics of the last."""
+        module, experience = self._module, collected.experience
+        metrics: Metrics = {}
+        for update in range(module.updates_per_rollout):
+            if update:
+                experience = module.refreshed(experience)
+            parts = list(
+                microbatches(
+                    experience, module.optim.microbatch, module.algorithm, self._over_ranks, self.trainer.world_size
+                )
+            )
+            optimizer = module.optimizers()
+            optimizer.zero_grad()
+            metrics, experience = run_update(experience, parts, self._forward, self._backward, self._no_sync)
+            self._step(optimizer)
+        return metrics
+
+    def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+        return call._call_strategy_hook(self.trainer, "training_step", part, 0)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._module.manual_backward(loss)
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        model = self.trainer.strategy.model
+        return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+
+    def _over_ranks(self, local: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(local, reduce_op="sum") if self.trainer.world_size > 1 else local
+
+    def _step(self, optimizer: Any) -> None:
+        module = self._module
+        trained = [p for p in module.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm.item()}")
+        optimizer.step()
+        scheduler: Any = module.lr_schedulers()
+        scheduler.step()
+
+
+def experience_metrics(collected: Collected) -> dict[str, float]:
+    """Reward, groups without signal and plan figures of one prompt batch."""
+    experience, rollouts = collected.experience, collected.rollouts
+    report = report_metrics(experience.report)
+    return {
+        "reward": report.pop("total/mean"),
+        "reward_std": report.pop("total/std"),
+        "groups_without_signal": float(share_without_signal(experience.report.total, experience.group_size)),
+        "plan/length": float(rollouts.levels[PLAN].mask.sum(1).float().mean()),
+        "plan/ended": float(rollouts.ended.float().mean()),
+        **report,
+    }

@@ -1,0 +1,66 @@
+"""metrics.csv of the run folder: one row a step, columns as they come, survives a resume."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """A Lightning logger that keeps all rows and writes the file whole, atomically.
+
+    Lightning's own CSVLogger deletes an existing file; a resumed run must go on with the one it has.
+    """
+
+    def __init__(self, path: Path, flush_every: int = 20) -> None:
+        super().__init__()
+        self.path = path
+        self.flush_every = flush_every
+        self.rows: dict[int, dict[str, Any]] = {}
+        self._unsaved = 0
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The resolved config stands in its own file of the run folder."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(int(step or 0), {}).update(metrics)
+        self._unsaved += 1
+        if self._unsaved >= self.flush_every:
+            self.save()
+
+    @rank_zero_only
+    def drop_after(self, step: int) -> None:
+        """Forget rows behind `step`: a resumed run makes them again."""
+        self.rows = {at: row for at, row in self.rows.items() if at <= step}
+
+    @rank_zero_only
+    def save(self) -> None:
+        columns = ["step", *dict.fromkeys(name for row in self.rows.values() for name in row if name != "step")]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows({**row, "step": step} for step, row in sorted(self.rows.items()))
+        partial.replace(self.path)
+        self._unsaved = 0
+
+    def finalize(self, status: str) -> None:
+        self.save()

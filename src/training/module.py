@@ -1,0 +1,125 @@
+"""The LightningModule: policy and frozen reference, experts, algorithm; its steps are plain functions elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from kernels import Operations
+from src.algorithms import Algorithm
+from src.rewards.ensemble import RewardEnsemble
+from src.training.collect import Collected, CollectSettings, collect
+from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
+from src.values import IMAGE, Experience, PromptBatch
+
+
+@dataclass(frozen=True, slots=True)
+class OptimSettings:
+    """AdamW and its schedule; see `OptimConfig`."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    final_lr_fraction: float = 0.1
+    grad_clip: float = 1.0
+    microbatch: int | None = None
+
+
+class BiCoTModule(L.LightningModule):
+    """Policy, rewards and algorithm as Lightning sees them; driven by `GroupedRolloutLoop`.
+
+    `training_step` is the differentiable part of one microbatch (called through the strategy, so that DDP
+    and FSDP wrap it); everything without a graph happens in `collect`.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        rewards: RewardEnsemble,
+        operations: Operations,
+        algorithm: Algorithm,
+        collecting: CollectSettings,
+        updating: UpdateSettings,
+        optim: OptimSettings,
+        updates_per_rollout: int,
+        max_steps: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        # A checkpoint holds what is trained; the frozen weights come from the model's own files.
+        self.strict_loading = False
+        self.policy = policy
+        self.rewards = rewards
+        self.operations = operations
+        self.algorithm = algorithm
+        self.collecting = collecting
+        self.updating = updating
+        self.optim = optim
+        self.updates_per_rollout = updates_per_rollout
+        self.max_steps = max_steps
+        self.collected: Collected | None = None
+        self.step_metrics: dict[str, float] = {}
+
+    def collect(self, batch: PromptBatch) -> Collected:
+        """Experience of one prompt batch, with the weights as they are."""
+        self.collected = collect(self.policy, self.rewards, self.operations, self.algorithm, batch, self.collecting)
+        return self.collected
+
+    def training_step(self, batch: MicroBatch, batch_idx: int = 0) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+        """Loss of one microbatch; see `step_loss`."""
+        return step_loss(self.policy(batch.levels), batch, self.operations, self.algorithm, self.updating)
+
+    def refreshed(self, experience: Experience) -> Experience:
+        """The experience with the guidance branch's features under the weights as they are now."""
+        level = experience.levels[IMAGE]
+        if not self.updating.guided or level.unconditional is None:
+            return experience
+        features = self.policy.decoder().evaluate(IMAGE, level.unconditional, level.ids)
+        return replace(experience, levels={**experience.levels, IMAGE: replace(level, unconditional_features=features)})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.optim.lr, betas=self.optim.betas, weight_decay=self.optim.weight_decay
+        )
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)}
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the learning rate at optimiser step `step`: linear warm-up, then the schedule."""
+        optim = self.optim
+        if step < optim.warmup_steps:
+            return (step + 1) / optim.warmup_steps
+        if optim.schedule == "constant":
+            return 1.0
+        span = max(1, self.max_steps - optim.warmup_steps)
+        done = min(1.0, (step - optim.warmup_steps) / span)
+        shape = 1.0 - done if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return optim.final_lr_fraction + (1.0 - optim.final_lr_fraction) * shape
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.trained_state()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The trained parameters by name, on the CPU."""
+        return {name: p.detach().cpu() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `trained_state` gave, in place."""
+        parameters = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, value in state.items():
+                parameters[name].copy_(value)
+
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        shown = {name: self.step_metrics[name] for name in self.progress_metrics if name in self.step_metrics}
+        self.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
+
+    progress_metrics = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")

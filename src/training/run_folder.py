@@ -1,0 +1,85 @@
+"""The run folder: what stands where, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def before(self) -> Path:
+        """The report on the test prompts before training, kept for a resumed run."""
+        return self.path / "before.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def samples(self, when: str) -> Path:
+        """The sheet of samples, `when` is "before" or "after"."""
+        return self.path / f"samples_{when}.png"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it appears whole: a partial file first, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of readable JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def newest_unfinished(root: Path, name: str) -> RunFolder | None:
+    """The newest folder of runs called `name` under `root` that has a checkpoint and no finished summary."""
+    candidates = [
+        RunFolder(path)
+        for path in root.glob(f"{name}-*")
+        if RunFolder(path).last_checkpoint.is_file() and not _finished(RunFolder(path))
+    ]
+    return max(candidates, key=lambda run: run.last_checkpoint.stat().st_mtime, default=None)
+
+
+def _finished(run: RunFolder) -> bool:
+    if not run.summary.is_file():
+        return False
+    return bool(json.loads(run.summary.read_text(encoding="utf-8")).get("finished"))

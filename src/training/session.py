@@ -1,0 +1,158 @@
+"""One training run put together: module, data, callbacks, Lightning's Trainer, the grouped loop."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from src import build
+from src.training.callbacks import (
+    BestByValidation,
+    GracefulStop,
+    ResumableCheckpoint,
+    RunReport,
+    StepLogs,
+    StepProgress,
+)
+from src.training.loop import GroupedRolloutLoop
+from src.training.metrics_file import MetricsFile
+from src.training.module import BiCoTModule
+from src.training.provenance import hardware
+from src.training.run_folder import RunFolder, write_text
+
+
+@dataclass(slots=True)
+class Session:
+    """A run that is ready to `fit`."""
+
+    trainer: L.Trainer
+    module: BiCoTModule
+    data: Any
+    report: RunReport
+    stop: GracefulStop
+    loop: GroupedRolloutLoop
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.trainer.is_global_zero
+
+    @classmethod
+    def build(cls, config: DictConfig, folder: RunFolder, started: float) -> Session:
+        """Everything of the run; cheap checks of the user's input come before any weight is loaded."""
+        quiet()
+        data = build.build_data(config)
+        rewards = build.build_rewards(config)
+        build.build_algorithm(config)
+        build.build_operations(config)
+        policy = build.build_policy(config)
+        module = build.build_module(config, policy, rewards)
+        write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
+        callbacks, report, stop = _callbacks(config, folder, data, module, started)
+        trainer = _trainer(config, folder, callbacks)
+        loop = GroupedRolloutLoop.install(trainer)
+        return cls(trainer, module, data, report, stop, loop)
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
+        if checkpoint is not None:
+            self.data.start_step = finished_batches(checkpoint)
+        try:
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+        finally:
+            self.stop.restore()
+
+
+def finished_batches(checkpoint: Path) -> int:
+    """How many prompt batches the run had finished when `checkpoint` was written."""
+    loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]["fit_loop"]
+    return int(loops["epoch_loop.manual_optimization.state_dict"]["finished_batches"])
+
+
+def _callbacks(
+    config: DictConfig, folder: RunFolder, data: Any, module: BiCoTModule, started: float
+) -> tuple[list[L.Callback], RunReport, GracefulStop]:
+    settings, evaluation = build.evaluation_settings(config), config.evaluation
+    stop = GracefulStop()
+    validation = BestByValidation(
+        data.validation_records[: evaluation.validation_prompts],
+        settings,
+        evaluation.every,
+        evaluation.monitor,
+        folder.best_weights,
+        stop,
+    )
+    report = RunReport(
+        folder,
+        data.test_records[: evaluation.test_prompts],
+        settings,
+        evaluation.picture_prompts,
+        validation,
+        stop,
+        {
+            "name": config.run.name,
+            "seed": config.run.seed,
+            "kernels": module.operations.name,
+            "hardware": hardware(),
+        },
+        started,
+    )
+    callbacks: list[L.Callback] = [
+        StepLogs(folder.rollouts, config.checkpoint.rollouts_every),
+        validation,
+        stop,
+        ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every),
+        report,
+    ]
+    if config.trainer.progress_bar:
+        callbacks.append(StepProgress())
+    return callbacks, report, stop
+
+
+def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback]) -> L.Trainer:
+    settings = config.trainer
+    loggers: list[Logger] = [MetricsFile(folder.metrics)]
+    full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=precision(settings.precision, full),
+        max_steps=settings.max_steps,
+        max_epochs=1,
+        limit_train_batches=ceil(settings.max_steps / config.algorithm.updates_per_rollout),
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=settings.progress_bar,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        default_root_dir=folder.path,
+    )
+
+
+def precision(choice: str, full: bool) -> Any:
+    """auto: float32 masters with bf16 products for full fine-tuning on a GPU; else the weights' own dtype."""
+    if choice != "auto":
+        return choice
+    return "bf16-mixed" if full and torch.cuda.is_available() else "32-true"
+
+
+def quiet() -> None:
+    """Silence what third parties print at every start and a user can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have a .*len.*")

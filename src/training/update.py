@@ -1,0 +1,169 @@
+"""One optimiser step from an experience: microbatches, one normaliser for all of them, clipping.
+
+The normaliser is the count of the whole optimiser step, over both levels, all microbatches and all ranks, so
+that neither accumulation nor the number of GPUs changes the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kernels import Operations, TokenStatistics
+from src.algorithms import Algorithm, LossInputs, count, means, merge, normaliser, sampler_mismatch
+from src.training.collect import NonFiniteError
+from src.training.statistics import level_statistics
+from src.values import IMAGE, Experience, LevelOutput, LossOutput, TokenLevel
+
+Metrics = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """Constants of the objective; see `AlgorithmConfig`."""
+
+    beta: float
+    kl: str
+    guided: bool
+    clip_low: float
+    clip_high: float
+    entropy: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some rollouts of an experience and what turns their loss into a part of the whole step's.
+
+    `scale` multiplies the loss: DDP averages gradients over ranks, the objective sums them.
+    """
+
+    levels: Mapping[str, TokenLevel]
+    advantages: Mapping[str, Tensor]
+    normaliser: float
+    scale: float = 1.0
+
+
+def microbatches(
+    experience: Experience, size: int | None, algorithm: Algorithm, world: Callable[[Tensor], Tensor], ranks: int
+) -> Iterator[MicroBatch]:
+    """Cut an experience into parts of at most `size` rollouts; `world` sums a tensor over ranks."""
+    total = step_normaliser(experience, algorithm, world)
+    rollouts = len(experience)
+    size = size or rollouts
+    for start in range(0, rollouts, size):
+        rows = slice(start, min(start + size, rollouts))
+        yield MicroBatch(
+            {name: level.rows(rows) for name, level in experience.levels.items()},
+            {name: values[rows] for name, values in experience.advantages.items()},
+            total,
+            float(ranks),
+        )
+
+
+def step_normaliser(experience: Experience, algorithm: Algorithm, world: Callable[[Tensor], Tensor]) -> float:
+    """Z of the optimiser step over all ranks."""
+    counts = {name: count(level.mask, level.ids.shape[1]) for name, level in experience.levels.items()}
+    local = torch.tensor([[c.tokens, c.sequences] for c in counts.values()], dtype=torch.float64)
+    summed = world(local)
+    return normaliser(
+        algorithm.aggregation,
+        {
+            name: c._replace(tokens=float(row[0]), sequences=float(row[1]))
+            for (name, c), row in zip(counts.items(), summed, strict=True)
+        },
+    )
+
+
+def step_loss(
+    outputs: Mapping[str, LevelOutput],
+    batch: MicroBatch,
+    operations: Operations,
+    algorithm: Algorithm,
+    settings: UpdateSettings,
+) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+    """The microbatch's share of the loss, metrics that add up by level, and each level's detached log-probs."""
+    loss: Tensor | None = None
+    metrics: Metrics = {}
+    logps: dict[str, Tensor] = {}
+    for name, level in batch.levels.items():
+        statistics = level_statistics(
+            operations, outputs[name], level, settings.guided, kl=settings.kl, entropy=settings.entropy
+        )
+        logps[name] = statistics.logp.detach()
+        part = level_loss(name, level, statistics, batch, algorithm, settings)
+        loss = part.loss if loss is None else loss + part.loss
+        metrics[name] = dict(part.metrics)
+    assert loss is not None
+    return loss * batch.scale, metrics, logps
+
+
+def level_loss(
+    name: str,
+    level: TokenLevel,
+    statistics: TokenStatistics,
+    batch: MicroBatch,
+    algorithm: Algorithm,
+    settings: UpdateSettings,
+) -> LossOutput:
+    """One level's part of the loss; raises NonFiniteError naming the level."""
+    inputs = LossInputs(
+        logp=statistics.logp,
+        advantages=batch.advantages[name],
+        mask=level.mask,
+        old_logp=level.old_logp,
+        kl=statistics.kl,
+        entropy=statistics.entropy.detach() if statistics.entropy is not None else None,
+    )
+    output = algorithm.loss(
+        inputs,
+        normaliser=batch.normaliser,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        beta=settings.beta if statistics.kl is not None else 0.0,
+    )
+    if not torch.isfinite(output.loss):
+        raise NonFiniteError(f"level {name!r}: the loss is {output.loss.item()}")
+    if level.old_logp is not None:
+        return output
+    # Before the first update the same weights sampled these tokens: what differs is numerics.
+    sampled = level.rollout_logp if settings.guided or name != IMAGE else level.conditional_logp
+    mismatch = sampler_mismatch(sampled, statistics.logp, level.mask)
+    return replace(output, metrics={**output.metrics, **mismatch})
+
+
+def run_update(
+    experience: Experience,
+    parts: list[MicroBatch],
+    forward: Callable[[MicroBatch], tuple[Tensor, Metrics, dict[str, Tensor]]],
+    backward: Callable[[Tensor], None],
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[Metrics, Experience]:
+    """Accumulate the gradient of all parts; gradients are synchronised with the last one only.
+
+    Returns the metrics of all parts together, and the experience with the log-probs of this pass kept as
+    `old_logp` where it had none, for further updates on the same rollouts.
+    """
+    metrics: list[Metrics] = []
+    logps: list[dict[str, Tensor]] = []
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        with nullcontext() if last else no_sync():
+            loss, measured, logp = forward(part)
+            backward(loss)
+        metrics.append(measured)
+        logps.append(logp)
+    merged = {name: merge([m[name] for m in metrics]) for name in experience.levels}
+    levels = {
+        name: level if level.old_logp is not None else replace(level, old_logp=torch.cat([lp[name] for lp in logps]))
+        for name, level in experience.levels.items()
+    }
+    return merged, replace(experience, levels=levels)
+
+
+def shown(metrics: Metrics) -> dict[str, float]:
+    """Metrics of all levels as flat means for the logs: ``plan/kl``, ``image/ratio`` ..."""
+    return {f"{level}/{name}": value for level, part in metrics.items() for name, value in means(part).items()}

@@ -1,0 +1,210 @@
+"""The ensemble: totals against hand-computed ones, applicability, monitors, and everything that is no score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.rewards.base import RewardError, RewardExpert
+from src.rewards.combine import weighted_mean, weighted_sum
+from src.rewards.ensemble import RewardEnsemble, report_metrics
+from src.values import PromptRecord
+from tests.rewards.toy import Brightness, Glare, NamedChannel, about, flat_images
+
+IMAGES = flat_images((0.5, 0.25, 0.0), (0.5, 0.25, 0.0), (1.0, 1.0, 1.0))
+RECORDS = [about("red"), about("green"), about("cat")]
+NAN = float("nan")
+
+
+class Returns(RewardExpert):
+    """Gives whatever it was made with."""
+
+    name = "returns"
+    score_range = (0.0, 1.0)
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value  # type: ignore[return-value]
+
+
+def same(value: Tensor, expected: list[float]) -> None:
+    torch.testing.assert_close(value, torch.tensor(expected), rtol=0, atol=1e-7, equal_nan=True)
+
+
+def test_scores_applicability_and_the_weighted_sum() -> None:
+    report = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 2.0})(IMAGES, RECORDS)
+    assert report.names == ("brightness", "named_channel")
+    same(report.scores[:, 0], [0.25, 0.25, 1.0])
+    same(report.scores[:, 1], [0.5, 0.25, NAN])
+    assert report.applicable.tolist() == [[True, True], [True, True], [True, False]]
+    same(report.total, [0.25 + 2 * 0.5, 0.25 + 2 * 0.25, 1.0])
+
+
+def test_the_mean_keeps_prompts_with_fewer_experts_comparable() -> None:
+    report = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 3.0}, combine="mean")(IMAGES, RECORDS)
+    same(report.total, [(0.25 + 3 * 0.5) / 4, (0.25 + 3 * 0.25) / 4, 1.0])
+
+
+def test_a_monitor_is_scored_and_never_part_of_the_total() -> None:
+    report = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 0})(IMAGES, RECORDS)
+    same(report.scores[:, 1], [0.5, 0.25, NAN])
+    same(report.total, [0.25, 0.25, 1.0])
+    mean = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 0}, combine="mean")(IMAGES, RECORDS)
+    same(mean.total, [0.25, 0.25, 1.0])
+
+
+def test_an_expert_whose_lower_scores_are_better_is_subtracted() -> None:
+    report = RewardEnsemble([NamedChannel(), Glare()], {"glare": 0.5})(IMAGES[:2], RECORDS[:2])
+    same(report.scores[:, 1], [0.25, 0.25])
+    same(report.total, [0.5 - 0.125, 0.25 - 0.125])
+
+
+def test_names_of_a_mapping_win_so_that_one_class_can_serve_twice() -> None:
+    ensemble = RewardEnsemble({"first": Brightness(), "second": Brightness()}, {"second": 0.5})
+    report = ensemble(IMAGES, RECORDS)
+    assert report.names == ensemble.names == ("first", "second")
+    same(report.total, [0.375, 0.375, 1.5])
+    assert set(report.details) == {"spread", "second/spread"}
+
+
+def test_details_are_nan_where_their_expert_does_not_apply() -> None:
+    class Detailed(NamedChannel):
+        def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+            return super().score(pixels, records), {"rank": torch.arange(len(records)).float()}
+
+    report = RewardEnsemble([Brightness(), Detailed()])(IMAGES[[2, 0, 1]], [RECORDS[i] for i in (2, 0, 1)])
+    same(report.details["rank"], [NAN, 0.0, 1.0])
+    same(report.details["spread"], [0.0, 0.5, 0.5])
+
+
+def test_an_expert_that_applies_to_nothing_is_not_called() -> None:
+    report = RewardEnsemble([Brightness(), NamedChannel()])(IMAGES[2:], RECORDS[2:])
+    assert not report.applicable[0, 1]
+    same(report.total, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (torch.tensor([0.5, NAN, 0.5]), r"score nan is outside \[0\.0, 1\.0\] \(prompt: 'a green picture'\)"),
+        (torch.tensor([0.5, 0.5, float("inf")]), r"score inf is outside .*'a cat picture'"),
+        (torch.tensor([1.1, 0.5, 0.5]), r"score 1\.1.* is outside .*'a red picture'"),
+        (torch.tensor([0.5, -0.1, 0.5]), r"score -0\.1.* is outside .*'a green picture'"),
+        (torch.tensor([0.5, 0.5]), r"score is torch\.float32 \(2,\), expected float32 \(3,\)"),
+        (torch.tensor([[0.5], [0.5], [0.5]]), r"score is torch\.float32 \(3, 1\)"),
+        (torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64), r"score is torch\.float64 \(3,\)"),
+        ((torch.tensor([0.5, 0.5, 0.5]), {"extra": torch.zeros(2)}), r"detail 'extra' is torch\.float32 \(2,\)"),
+    ],
+)
+def test_what_is_no_score_names_expert_and_prompt(value: object, problem: str) -> None:
+    with pytest.raises(RewardError, match=f"reward expert 'returns': {problem}"):
+        RewardEnsemble([Returns(value)])(IMAGES, RECORDS)
+
+
+def test_rounding_past_the_range_is_no_error() -> None:
+    same(RewardEnsemble([Returns(torch.tensor([1.0 + 1e-6]))])(IMAGES[:1], RECORDS[:1]).total, [1.0 + 1e-6])
+
+
+def test_a_failing_expert_is_named_with_the_first_prompt_and_the_cause_kept() -> None:
+    with pytest.raises(
+        RewardError, match=r"'returns': ValueError: no such weights \(prompt: 'a red picture'\)"
+    ) as caught:
+        RewardEnsemble([Brightness(), Returns(ValueError("no such weights"))])(IMAGES, RECORDS)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.expert == "returns"
+
+
+def test_a_prompt_without_an_expert_is_never_given_a_made_up_total() -> None:
+    with pytest.raises(RewardError, match=r"no expert with a weight applies to task type 'colour'.*'a cat picture'"):
+        RewardEnsemble([NamedChannel()])(IMAGES, RECORDS)
+    with pytest.raises(RewardError, match="no expert with a weight applies"):
+        RewardEnsemble([NamedChannel(), Brightness()], {"brightness": 0})(IMAGES, RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("experts", "options", "problem"),
+    [
+        ([], {}, "no expert"),
+        ([Brightness(), Brightness()], {}, "two experts share a name"),
+        ([Brightness()], {"weights": {"brightnes": 1.0}}, r"rewards\.weights\.brightnes: no such expert.*brightness"),
+        ([Brightness()], {"weights": {"brightness": -1.0}}, r"rewards\.weights\.brightness=-1\.0: expected .*>= 0"),
+        ([Brightness()], {"weights": {"brightness": NAN}}, r"rewards\.weights\.brightness=nan"),
+        ([Brightness()], {"weights": {"brightness": 0.0}}, "nothing would be rewarded"),
+        ([Brightness()], {"combine": "max"}, r"rewards\.combine=max: expected one of sum, mean"),
+    ],
+)
+def test_a_choice_that_cannot_work_names_the_key(experts: list[RewardExpert], options: dict, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        RewardEnsemble(experts, **options)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "records"),
+    [
+        (IMAGES, RECORDS[:2]),
+        (IMAGES[:, :2], RECORDS),
+        (IMAGES.double(), RECORDS),
+        (IMAGES[0], RECORDS[:1]),
+        (IMAGES[:0], []),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(pixels: Tensor, records: list[PromptRecord]) -> None:
+    with pytest.raises(ValueError, match="pixels: "):
+        RewardEnsemble([Brightness()])(pixels, records)
+
+
+def test_running_means_and_seconds() -> None:
+    ensemble = RewardEnsemble([Brightness(), NamedChannel()])
+    ensemble(IMAGES[:2], RECORDS[:2])
+    ensemble(IMAGES[2:], RECORDS[2:])
+    assert ensemble.compute() == pytest.approx({"brightness": 0.5, "named_channel": 0.375})
+    assert set(ensemble.seconds) == {"brightness", "named_channel"}
+    assert all(seconds > 0 for seconds in ensemble.seconds.values())
+    ensemble.reset()
+    assert ensemble.compute() == {}
+
+
+def test_totals_can_be_trained_on() -> None:
+    """No graph of the experts, and no inference tensors: both would break the loss."""
+    total = RewardEnsemble([Brightness()])(IMAGES.clone().requires_grad_(), RECORDS).total
+    assert not total.requires_grad
+    weight = torch.ones(3, requires_grad=True)
+    (weight * total).sum().backward()
+    assert torch.equal(weight.grad, total)
+
+
+def test_report_metrics_leave_out_what_does_not_apply() -> None:
+    report = RewardEnsemble({"all": Brightness(), "channel": NamedChannel()})(IMAGES, RECORDS)
+    metrics = report_metrics(report)
+    assert metrics == pytest.approx(
+        {
+            "total/mean": (0.75 + 0.5 + 1.0) / 3,
+            "total/std": torch.tensor([0.75, 0.5, 1.0]).std(correction=0).item(),
+            "all/mean": 0.5,
+            "all/std": 0.125**0.5,
+            "all/applicable": 1.0,
+            "channel/mean": 0.375,
+            "channel/std": 0.125,
+            "channel/applicable": 2 / 3,
+            "spread": (0.5 + 0.5 + 0.0) / 3,
+        }
+    )
+    alone = report_metrics(RewardEnsemble([Brightness(), NamedChannel()])(IMAGES[2:], RECORDS[2:]))
+    assert "named_channel/mean" not in alone
+    assert alone["named_channel/applicable"] == 0
+
+
+def test_combinations_never_read_what_does_not_apply() -> None:
+    scores = torch.tensor([[1.0, NAN], [2.0, float("inf")]])
+    applicable = torch.tensor([[True, False], [True, False]])
+    for combine in (weighted_sum, weighted_mean):
+        same(combine(scores, applicable, torch.tensor([1.0, 1.0])), [1.0, 2.0])
+        same(combine(scores, torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, 0.0])), [1.0, 2.0])

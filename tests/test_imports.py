@@ -1,0 +1,168 @@
+"""Imports run one way (docs/ARCHITECTURE.md): no room reaches back, and none reaches round its protocol."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# What each room of src/ may import of this project besides itself. A dotted name allows that module and
+# everything below it; `src.policies.base` therefore means: the protocol, not an implementation.
+REWARDS = ("src.rewards.base", "src.rewards.ensemble")
+ROOMS: dict[str, tuple[str, ...]] = {
+    "values": (),
+    "compat": (),
+    "config": ("src.values",),
+    "algorithms": ("src.values", "kernels"),
+    "policies": ("src.values",),
+    "rewards": ("src.values",),
+    "data": ("src.values",),
+    "shapes": ("src.values",),
+    "rollout": ("src.values", "src.policies.base", "kernels"),
+    "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
+}
+# Single modules that may do more than their room.
+EXTRA: dict[str, tuple[str, ...]] = {
+    "src": ("src.compat",),
+    "src.rewards.shapes_judge": ("src.shapes",),
+}
+# Recipes inside a room that are run, not imported: entry points, which see everything.
+ENTRY_POINTS = ("src.shapes.pretrain",)
+# The kernels stand alone; the benchmark may also use what it compares with.
+KERNELS_THIRD_PARTY = {"torch", "triton"}
+KERNELS_BENCHMARK = "kernels.benchmark"
+
+Violation = tuple[str, int, str]
+
+
+def below(name: str, roots: tuple[str, ...]) -> bool:
+    return any(name == root or name.startswith(root + ".") for root in roots)
+
+
+def module_name(file: Path, root: Path) -> str:
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import in a file, those inside functions and TYPE_CHECKING too.
+
+    ``from a import b`` is module ``a.b`` where that is a module of the tree, else ``a``.
+    """
+    package = module_name(file, root).split(".")
+    if file.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            for alias in node.names:
+                path = root.joinpath(*base.split("."), alias.name)
+                is_module = path.with_suffix(".py").is_file() or path.is_dir()
+                yield node.lineno, f"{base}.{alias.name}" if is_module else base
+
+
+def allowed(importer: str, imported: str) -> bool:
+    """Whether module `importer` of src or kernels may import module `imported`."""
+    top, name = importer.partition(".")[0], imported.partition(".")[0]
+    if name in ("experiments", "tests", "configs", "docs"):
+        return False
+    if top == "kernels":
+        free = name in sys.stdlib_module_names or name in KERNELS_THIRD_PARTY | {"kernels"}
+        return free or (below(importer, (KERNELS_BENCHMARK,)) and name != "src")
+    room = importer.split(".")[1] if "." in importer else ""
+    if room == "values" and name not in sys.stdlib_module_names:
+        return name == "torch"
+    if name not in ("src", "kernels") or below(importer, ENTRY_POINTS):
+        return True
+    if importer != "src" and room not in ROOMS:
+        return True  # train.py, generate.py, ...: entry points see everything
+    return below(imported, (*ROOMS.get(room, ()), *EXTRA.get(importer, ()), *([f"src.{room}"] if room else [])))
+
+
+def violations(root: Path) -> list[Violation]:
+    """(file, line, imported module) of every import under root's src/ and kernels/ that runs the wrong way."""
+    return [
+        (str(file.relative_to(root)), line, name)
+        for top in ("src", "kernels")
+        for file in sorted((root / top).rglob("*.py"))
+        for line, name in imports(file, root)
+        if not allowed(module_name(file, root), name)
+    ]
+
+
+def test_imports_run_one_way() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_room_is_listed() -> None:
+    """A new folder of src/ would otherwise pass as an entry point."""
+    rooms = {path.name for path in (ROOT / "src").iterdir() if (path / "__init__.py").is_file()}
+    assert rooms <= set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "imported"),
+    [
+        ("src/algorithms/losses.py", "from src.training import loop", "src.training.loop"),
+        ("src/algorithms/losses.py", "import src.policies.base", "src.policies.base"),
+        ("src/rollout/decode.py", "from src.policies.janus import JanusPolicy", "src.policies.janus"),
+        ("src/rollout/decode.py", "from src.rewards.base import RewardExpert", "src.rewards.base"),
+        ("src/rollout/decode.py", "def f():\n    from ..training.loop import x", "src.training.loop"),
+        (
+            "src/data/jsonl.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import src.shapes",
+            "src.shapes",
+        ),
+        ("src/rewards/base.py", "from src.shapes.judge import judge", "src.shapes.judge"),
+        ("src/policies/janus.py", "from .. import rollout", "src.rollout"),
+        ("src/training/loop.py", "from src.rewards.shapes_judge import ShapesJudge", "src.rewards.shapes_judge"),
+        ("src/training/loop.py", "from src import train", "src.train"),
+        ("src/values.py", "from src.data import jsonl", "src.data.jsonl"),
+        ("src/values.py", "import lightning", "lightning"),
+        ("src/train.py", "from experiments import study", "experiments.study"),
+        ("src/train.py", "import tests.conftest", "tests.conftest"),
+        ("src/__init__.py", "from src.values import Sampling", "src.values"),
+        ("kernels/reference.py", "import transformers.utils", "transformers.utils"),
+        ("kernels/reference.py", "from src.values import Sampling", "src.values"),
+        ("kernels/benchmark.py", "from src.values import Sampling", "src.values"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, imported: str) -> None:
+    modules = ["rollout/decode", "training/loop", "data/jsonl", "shapes/judge", "policies/janus", "train", "values"]
+    for name in [*(f"src/{module}.py" for module in modules), "experiments/study.py", "kernels/__init__.py", file]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert violations(tmp_path) == []
+    (tmp_path / file).write_text(code + "\n")
+    assert violations(tmp_path) == [(file, code.count("\n") + 1, imported)]
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("src/algorithms/losses.py", "import kernels\nfrom src.values import LossOutput\nfrom . import advantages"),
+        ("src/rollout/decode.py", "from src.policies.base import Policy\nfrom kernels.reference import x"),
+        ("src/training/loop.py", "import lightning\nfrom src.rollout.decode import x\nfrom src.rewards.base import y"),
+        ("src/rewards/shapes_judge.py", "from src.shapes.judge import judge"),
+        ("src/train.py", "from src.training.loop import x\nimport src.policies.janus"),
+        ("src/shapes/pretrain.py", "from src.training.loop import x"),
+        ("src/__init__.py", "from src import compat"),
+        ("kernels/fused.py", "import math\nimport triton.language as tl\nfrom kernels import reference"),
+        ("kernels/benchmark.py", "import liger_kernel"),
+    ],
+)
+def test_what_is_allowed_passes(tmp_path: Path, file: str, code: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(code + "\n")
+    (tmp_path / "src").mkdir(exist_ok=True)
+    (tmp_path / "src/compat.py").touch()
+    assert violations(tmp_path) == []
