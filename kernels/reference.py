@@ -54,6 +54,7 @@ def token_statistics(
     ref_logp: Tensor | None = None,
     kl: str | None = "k3",
     entropy: bool = True,
+    entropy_grad: bool = True,
 ) -> TokenStatistics:
     """Log-prob, log ratio, KL and entropy of tokens `ids` under `logits`.
 
@@ -63,8 +64,8 @@ def token_statistics(
     and no KL. `kl` is k1, k2, k3, exact (needs `ref_logits`) or None.
 
     Differentiable with respect to `logits`, and to `unconditional` if `unconditional_grad`; the reference
-    gets no gradient. Raises ValueError for shapes that do not match, ids out of range and options that
-    contradict each other.
+    gets no gradient. With `entropy_grad` off the entropy is for the logs only and keeps nothing in memory.
+    Raises ValueError for shapes that do not match, ids out of range and options that contradict each other.
     """
     _check_logits(logits, ids, unconditional=unconditional, ref_logits=ref_logits, ref_unconditional=ref_unconditional)
     _check_options(
@@ -83,7 +84,7 @@ def token_statistics(
     if ref_logits is not None:
         with torch.no_grad():
             ref_mixed = _mix(ref_logits, ref_unconditional, guidance_scale, False)
-    return _statistics(mixed, ids, ref_mixed, ref_logp, temperature, kl, entropy)
+    return _statistics(mixed, ids, ref_mixed, ref_logp, temperature, kl, entropy, entropy_grad)
 
 
 def head_statistics(
@@ -103,6 +104,7 @@ def head_statistics(
     ref_logp: Tensor | None = None,
     kl: str | None = "k3",
     entropy: bool = True,
+    entropy_grad: bool = True,
     chunk_size: int | None = None,
 ) -> TokenStatistics:
     """:func:`token_statistics` of the logits ``features @ weight.T + bias``.
@@ -150,7 +152,7 @@ def head_statistics(
             with torch.no_grad():
                 ref_logits = torch.nn.functional.linear(ref_x, ref_weight, ref_bias)
         logits = torch.nn.functional.linear(x, weight, bias)
-        return _statistics(logits, ids, ref_logits, ref_logp, temperature, kl, entropy)
+        return _statistics(logits, ids, ref_logits, ref_logp, temperature, kl, entropy, entropy_grad)
 
     if chunk_size is None or ids.numel() <= chunk_size:
         return rows(mixed, weight, bias, ids, ref_mixed, ref_logp)
@@ -198,11 +200,15 @@ def _statistics(
     temperature: float,
     kl: str | None,
     entropy: bool,
+    entropy_grad: bool,
 ) -> TokenStatistics:
     """The statistics of guided logits (..., V) and ids (...), all arguments checked."""
     log_probs = _log_probs(logits, temperature)
     logp = _pick(log_probs, ids)
-    entropies = -(log_probs.exp() * log_probs).sum(-1) if entropy else None
+    entropies = None
+    if entropy:
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropies = -(log_probs.exp() * log_probs).sum(-1)
     ref_log_probs = None
     if ref_logits is not None:
         with torch.no_grad():

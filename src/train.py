@@ -22,7 +22,7 @@ STARTED = time.time()
 def train(config: DictConfig) -> int:
     """One training run; returns the exit code (0 done, 130 / 143 interrupted with everything saved)."""
     from src.training.callbacks import StopRequested
-    from src.training.session import Session
+    from src.session import Session
 
     folder, checkpoint = locate(config)
     session = Session.build(config, folder, STARTED)

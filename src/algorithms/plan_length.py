@@ -19,7 +19,7 @@ def ended(ids: Tensor, mask: Tensor, end_id: int) -> Tensor:
 def unfinished_penalty(finished: Tensor, penalty: float) -> Tensor:
     """(N,) float32: `penalty` (>= 0) taken off for each plan that did not end; finished (N,) bool."""
     if penalty < 0:
-        raise ValueError(f"algorithm.unfinished_penalty={penalty}: expected 0 or more; it is subtracted")
+        raise ValueError(f"algorithm.unfinished_plan_penalty={penalty}: expected 0 or more; it is subtracted")
     return finished.logical_not().float() * -penalty
 
 

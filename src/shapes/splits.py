@@ -108,6 +108,12 @@ def split_prompts(split: str) -> list[DrawnPrompt]:
     return [prompt for _, _, prompt in sorted(placed, key=lambda item: item[:2])]
 
 
+def training_pool() -> list[DrawnPrompt]:
+    """Every wording of every training combination, for the supervised warm start."""
+    splits = split_of_combinations()
+    return [prompt for form in FORMS for prompt in prompts_of_form(form.name, "train", splits)]
+
+
 def to_record(prompt: DrawnPrompt) -> PromptRecord:
     """The prompt as the rest of the project sees it; `scene` also names the form."""
     requirement = prompt.requirement()

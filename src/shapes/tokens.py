@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 import torch
-from tokenizers import Regex, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Split
@@ -94,13 +94,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     separated = "(?:" + "|".join(sorted(PLACES, key=len, reverse=True)) + ")" + SEPARATOR
     pattern = Regex(rf"{separated}|[a-z]+(?:-[a-z]+)*|[0-9]+|[^\sa-z0-9]")
     backend.pre_tokenizer = Split(pattern, behavior="removed", invert=True)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
         unk_token=UNK,
-        additional_special_tokens=[USER, ASSISTANT],
         extra_special_tokens={"boi_token": BOI, "eoi_token": EOI, "image_token": IMAGE},
         padding_side="left",
         clean_up_tokenization_spaces=False,

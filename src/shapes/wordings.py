@@ -75,7 +75,7 @@ class Form(ABC):
 
 
 class One(Form):
-    """ "a red circle", misread as two of them."""
+    """Such as "a red circle", misread as two of them."""
 
     name = kind = "one"
 
@@ -93,7 +93,7 @@ class One(Form):
 
 
 class OnePlaced(Form):
-    """ "a red circle in the top left", misread as the next cell, row by row."""
+    """Such as "a red circle in the top left", misread as the next cell, row by row."""
 
     name, kind = "one_placed", "one"
 
@@ -114,7 +114,7 @@ class OnePlaced(Form):
 
 
 class Count(Form):
-    """ "three red circles", misread by one (one more; five as four)."""
+    """Such as "three red circles", misread by one (one more; five as four)."""
 
     name = kind = "count"
 
@@ -133,7 +133,7 @@ class Count(Form):
 
 
 class CountPlaced(Form):
-    """ "two red circles in the top row", misread by one (two as three, three as two)."""
+    """Such as "two red circles in the top row", misread by one (two as three, three as two)."""
 
     name, kind = "count_placed", "count"
 
@@ -153,7 +153,7 @@ class CountPlaced(Form):
 
 
 class Relation(Form):
-    """ "a red circle left of a blue square", misread as the opposite side."""
+    """Such as "a red circle left of a blue square", misread as the opposite side."""
 
     name = kind = "relation"
 
@@ -174,7 +174,7 @@ class Relation(Form):
 
 
 class Pair(Form):
-    """ "a red circle and two blue squares", misread with the first colour on both."""
+    """Such as "a red circle and two blue squares", misread with the first colour on both."""
 
     name = kind = "pair"
 
@@ -195,7 +195,7 @@ class Pair(Form):
 
 
 class Triple(Form):
-    """ "a red circle, a blue square and a green triangle", misread with the first colour on the second."""
+    """Such as "a red circle, a blue square and a green triangle", misread with the first colour on the second."""
 
     name, kind = "triple", "pair"
 
@@ -217,7 +217,7 @@ class Triple(Form):
 
 
 class Sum(Form):
-    """ "two red circles and one more", misread without the "more"."""
+    """Such as "two red circles and one more", misread without the "more"."""
 
     name, kind = "sum", "reasoning"
 
@@ -237,7 +237,7 @@ class Sum(Form):
 
 
 class EveryColorBut(Form):
-    """ "a circle of every colour but red" (one or two colours left out), misread without the "but"."""
+    """Such as "a circle of every colour but red" (one or two colours left out), misread without the "but"."""
 
     name, kind = "every_colour_but", "reasoning"
 
@@ -259,7 +259,7 @@ class EveryColorBut(Form):
 
 
 class EveryShapeBut(Form):
-    """ "every red shape but the circle", misread without the "but"."""
+    """Such as "every red shape but the circle", misread without the "but"."""
 
     name, kind = "every_shape_but", "reasoning"
 
@@ -279,7 +279,7 @@ class EveryShapeBut(Form):
 
 
 class AsMany(Form):
-    """ "two blue squares and as many red circles", misread without what is "as many"."""
+    """Such as "two blue squares and as many red circles", misread without what is "as many"."""
 
     name, kind = "as_many", "reasoning"
 
@@ -302,7 +302,7 @@ class AsMany(Form):
 
 
 class MoreThan(Form):
-    """ "two red circles and one blue square more than that", misread as one blue square."""
+    """Such as "two red circles and one blue square more than that", misread as one blue square."""
 
     name, kind = "more_than", "reasoning"
 

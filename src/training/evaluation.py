@@ -67,7 +67,7 @@ def evaluate(
     records: Sequence[PromptRecord],
     settings: EvaluationSettings,
     stream: str,
-    between: Callable[[int, int], None] = lambda done, total: None,
+    between: Callable[[int, int], object] = lambda done, total: None,
 ) -> Evaluation:
     """Roll out every record `samples_per_prompt` times and score it; ranks share the work.
 

@@ -24,7 +24,7 @@ from src.rewards.ensemble import report_metrics
 from src.training.collect import Collected, NonFiniteError
 from src.training.module import BiCoTModule
 from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
-from src.values import PLAN, PromptBatch
+from src.values import IMAGE, PLAN, Experience, PromptBatch
 
 
 class GroupedRolloutLoop(_ManualOptimization):
@@ -81,16 +81,18 @@ class GroupedRolloutLoop(_ManualOptimization):
         for update in range(module.updates_per_rollout):
             if update:
                 experience = module.refreshed(experience)
-            parts = list(
-                microbatches(
-                    experience, module.optim.microbatch, module.algorithm, self._over_ranks, self.trainer.world_size
-                )
-            )
+            parts = self._parts(experience)
             optimizer = module.optimizers()
             optimizer.zero_grad()
             metrics, experience = run_update(experience, parts, self._forward, self._backward, self._no_sync)
             self._step(optimizer)
         return metrics
+
+    def _parts(self, experience: Experience) -> list[MicroBatch]:
+        module = self._module
+        longest = {PLAN: module.collecting.rollout.max_plan_tokens, IMAGE: module.policy.image_tokens}
+        size, ranks = module.optim.microbatch, self.trainer.world_size
+        return list(microbatches(experience, size, module.algorithm, longest, self._over_ranks, ranks))
 
     def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         return call._call_strategy_hook(self.trainer, "training_step", part, 0)
@@ -103,7 +105,9 @@ class GroupedRolloutLoop(_ManualOptimization):
         return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
 
     def _over_ranks(self, local: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(local, reduce_op="sum") if self.trainer.world_size > 1 else local
+        if self.trainer.world_size == 1:
+            return local
+        return self.trainer.strategy.reduce(local.to(self._module.device), reduce_op="sum").cpu()
 
     def _step(self, optimizer: Any) -> None:
         module = self._module

@@ -19,6 +19,10 @@ from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
 from src.values import IMAGE, Experience, PromptBatch
 
 
+# What the progress bar shows, where a step has it.
+PROGRESS_METRICS = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")
+
+
 @dataclass(frozen=True, slots=True)
 class OptimSettings:
     """AdamW and its schedule; see `OptimConfig`."""
@@ -67,6 +71,9 @@ class BiCoTModule(L.LightningModule):
         self.max_steps = max_steps
         self.collected: Collected | None = None
         self.step_metrics: dict[str, float] = {}
+
+    def on_fit_start(self) -> None:
+        self.rewards.to(self.device)
 
     def collect(self, batch: PromptBatch) -> Collected:
         """Experience of one prompt batch, with the weights as they are."""
@@ -119,7 +126,5 @@ class BiCoTModule(L.LightningModule):
                 parameters[name].copy_(value)
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
-        shown = {name: self.step_metrics[name] for name in self.progress_metrics if name in self.step_metrics}
+        shown = {name: self.step_metrics[name] for name in PROGRESS_METRICS if name in self.step_metrics}
         self.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
-
-    progress_metrics = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")

@@ -37,6 +37,7 @@ def level_statistics(
         ref_logp=level.ref_logp,
         kl=kl if level.ref_logp is not None else None,
         entropy=entropy,
+        entropy_grad=False,
     )
 
 

@@ -48,10 +48,18 @@ class MicroBatch:
 
 
 def microbatches(
-    experience: Experience, size: int | None, algorithm: Algorithm, world: Callable[[Tensor], Tensor], ranks: int
+    experience: Experience,
+    size: int | None,
+    algorithm: Algorithm,
+    max_tokens: Mapping[str, int],
+    world: Callable[[Tensor], Tensor],
+    ranks: int,
 ) -> Iterator[MicroBatch]:
-    """Cut an experience into parts of at most `size` rollouts; `world` sums a tensor over ranks."""
-    total = step_normaliser(experience, algorithm, world)
+    """Cut an experience into parts of at most `size` rollouts.
+
+    max_tokens: the longest a row of each level can become, a setting. world: sums a tensor over ranks.
+    """
+    total = step_normaliser(experience, algorithm, max_tokens, world)
     rollouts = len(experience)
     size = size or rollouts
     for start in range(0, rollouts, size):
@@ -64,9 +72,11 @@ def microbatches(
         )
 
 
-def step_normaliser(experience: Experience, algorithm: Algorithm, world: Callable[[Tensor], Tensor]) -> float:
+def step_normaliser(
+    experience: Experience, algorithm: Algorithm, max_tokens: Mapping[str, int], world: Callable[[Tensor], Tensor]
+) -> float:
     """Z of the optimiser step over all ranks."""
-    counts = {name: count(level.mask, level.ids.shape[1]) for name, level in experience.levels.items()}
+    counts = {name: count(level.mask, max_tokens[name]) for name, level in experience.levels.items()}
     local = torch.tensor([[c.tokens, c.sequences] for c in counts.values()], dtype=torch.float64)
     summed = world(local)
     return normaliser(
@@ -116,7 +126,7 @@ def level_loss(
         mask=level.mask,
         old_logp=level.old_logp,
         kl=statistics.kl,
-        entropy=statistics.entropy.detach() if statistics.entropy is not None else None,
+        entropy=statistics.entropy,
     )
     output = algorithm.loss(
         inputs,

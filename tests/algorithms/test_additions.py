@@ -52,7 +52,7 @@ def test_truncated_importance_by_hand() -> None:
     got = truncated_importance(old, rollout, torch.tensor([[True, True, True, False]]), cap=2.0)
     torch.testing.assert_close(got, torch.tensor([[1.0, math.exp(0.5), 2.0, 1.0]]))
     assert not got.requires_grad
-    with pytest.raises(ValueError, match="correction_cap=1.0"):
+    with pytest.raises(ValueError, match=r"correction_cap=1\.0"):
         truncated_importance(old, rollout, torch.ones(1, 4, dtype=torch.bool), cap=1.0)
 
 
@@ -94,7 +94,7 @@ def test_unfinished_plans_cost_or_do_not_count() -> None:
     assert unfinished_penalty(finished, 0.5).tolist() == [0.0, -0.5]
     mask = torch.tensor([[True, False], [True, True]])
     assert mask_unfinished(mask, finished).tolist() == [[True, False], [False, False]]
-    with pytest.raises(ValueError, match="unfinished_penalty=-0.5"):
+    with pytest.raises(ValueError, match=r"unfinished_plan_penalty=-0\.5"):
         unfinished_penalty(finished, -0.5)
 
 

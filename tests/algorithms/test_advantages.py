@@ -76,7 +76,7 @@ def test_levels_are_weighed() -> None:
     got = weigh_levels(torch.tensor([1.0, -2.0]), {"plan": 0.0, "image": 0.5})
     assert {name: value.tolist() for name, value in got.items()} == {"plan": [0, 0], "image": [0.5, -1.0]}
     for weights in ({"plan": 0.0, "image": 0.0}, {"plan": -1.0, "image": 1.0}):
-        with pytest.raises(ValueError, match="algorithm.level_weights"):
+        with pytest.raises(ValueError, match=r"algorithm\.level_weights"):
             weigh_levels(torch.ones(2), weights)
 
 

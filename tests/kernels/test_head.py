@@ -89,6 +89,20 @@ def test_a_ready_reference_is_cut_into_the_same_chunks(parts: dict[str, Tensor])
     assert got.entropy is None
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_an_entropy_for_the_logs_has_no_graph_and_the_others_keep_theirs(
+    parts: dict[str, Tensor], chunk_size: int | None
+) -> None:
+    p = parts
+    got = head_statistics(p["c"], p["weight"], None, p["ids"], entropy_grad=False, chunk_size=chunk_size)
+    want = token_statistics(p["c"] @ p["weight"].T, p["ids"])
+    assert got.entropy is not None
+    assert not got.entropy.requires_grad
+    torch.testing.assert_close(got.entropy, want.entropy)
+    gradients = [torch.autograd.grad(x.logp.sum(), p["c"])[0] for x in (got, want)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_a_frozen_head_gets_no_gradient_and_the_features_do(parts: dict[str, Tensor]) -> None:
     weight, bias = parts["weight"].detach(), parts["bias"].detach()
     total(head_statistics(parts["c"], weight, bias, parts["ids"], chunk_size=4)).backward()

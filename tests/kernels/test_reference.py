@@ -109,6 +109,17 @@ def test_the_reference_gets_no_gradient() -> None:
         assert torch.autograd.grad(result.kl.sum(), (c, ref), allow_unused=True)[1] is None
 
 
+def test_an_entropy_for_the_logs_has_no_graph() -> None:
+    c, ids = draw(2, 3, 7).requires_grad_(), draw_ids(2, 3, 7)
+    result = token_statistics(c, ids, entropy_grad=False)
+    assert result.entropy is not None
+    assert not result.entropy.requires_grad
+    assert result.logp.requires_grad
+    torch.testing.assert_close(result.entropy, Categorical(logits=c.detach()).entropy())
+    with torch.no_grad():
+        assert not any(x.requires_grad for x in token_statistics(c, ids) if x is not None)
+
+
 def test_a_saved_graph_can_be_used_twice() -> None:
     c = draw(2, 3, 7).requires_grad_()
     result = token_statistics(c, draw_ids(2, 3, 7), ref_logits=draw(2, 3, 7, seed=1))

@@ -83,3 +83,54 @@ def tiny_janus(
         model.lm_head.weight.normal_(0.0, 0.3)
         model.model.generation_embeddings.weight.normal_()
     return model.to(dtype).eval()
+
+
+PLAN_TEMPLATE = "{{ bos_token }} {{ messages[0]['content'] }} ->"
+IMAGE_TEMPLATE = "{{ bos_token }} {{ messages[0]['content'] }}{% if plan %} . {{ plan }}{% endif %} ->"
+
+
+def templated_tokenizer() -> Any:
+    """`tiny_tokenizer` with short chat templates of its own, as the embedded checkpoint ships them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"plan": PLAN_TEMPLATE, "image": IMAGE_TEMPLATE}
+    return tokenizer
+
+
+def tiny_policy(
+    lora: dict[str, Any] | None = {"r": 4},  # noqa: B006 (read only)
+    adapter_scale: float = 0.15,
+    merge_rollout: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **sizes: int,
+) -> Any:
+    """A `JanusPolicy` on `tiny_janus`; its LoRA B matrices are drawn, so that the adapter does something."""
+    from src.policies.janus import JanusPolicy
+    from src.policies.lora import LoraSettings
+
+    janus = tiny_janus(seed=seed, dtype=dtype, **sizes)
+    policy = JanusPolicy(
+        janus,
+        templated_tokenizer(),
+        lora=None if lora is None else LoraSettings(**lora),
+        merge_rollout=merge_rollout,
+    )
+    if lora is not None:
+        draw_adapter(policy, adapter_scale)
+    return policy
+
+
+def draw_adapter(policy: Any, scale: float, seed: int = 1) -> None:
+    """Random B matrices of all adapters (fresh ones are zero and change nothing)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def save_tiny_checkpoint(path: Any, seed: int = 0, **sizes: Any) -> Any:
+    """An ordinary Janus checkpoint directory at `path`: config, safetensors, tokenizer, chat templates."""
+    tiny_janus(seed=seed, **sizes).save_pretrained(path)
+    templated_tokenizer().save_pretrained(path)
+    return path

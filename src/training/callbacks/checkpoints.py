@@ -30,7 +30,7 @@ class ResumableCheckpoint(Callback):
     def save(self, trainer: L.Trainer) -> None:
         """One checkpoint of the run as it is now, with the logs up to it on disk."""
         partial = self.path.with_name(self.path.name + ".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             partial.replace(self.path)
         trainer.strategy.barrier("checkpoint")

@@ -53,8 +53,8 @@ class GracefulStop(Callback):
         self.code = 128 + number
         say("Stopping after this step, then saving; once more stops at once.")
 
-    def check(self) -> None:
-        """Raise StopRequested if a signal came; for work outside of training steps."""
+    def check(self, *_: Any) -> None:
+        """Raise StopRequested if a signal came; for long work outside of training steps."""
         if self.code is not None:
             raise StopRequested(self.code)
 

@@ -85,8 +85,10 @@ class RunReport(Callback):
 
     def _evaluated(self, module: BiCoTModule, when: str) -> dict[str, Any]:
         say(f"test {when}: {len(self.records)} prompts ...")
+        # The report after a first signal still counts; only a second one, raised by the handler, ends it.
+        between = self.stop.check if when == "before" else lambda done, total: None
         evaluation: Evaluation = evaluate(
-            module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test"
+            module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
         )
         return {"means": evaluation.means(), "by_kind": evaluation.by_kind()}
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from src.training.callbacks.graceful import GracefulStop
+from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
 from src.training.module import BiCoTModule
@@ -65,7 +65,12 @@ class BestByValidation(Callback):
     def validate(self, trainer: L.Trainer, module: BiCoTModule) -> None:
         """One validation: figures to the loggers, weights to disk if they are the best so far."""
         start = time.perf_counter()
-        evaluation = self._evaluate(module)
+        try:
+            evaluation = self._evaluate(module)
+        except StopRequested:
+            if trainer.global_step == 0:
+                raise
+            return  # the step before it is saved; a half validation says nothing
         figures = evaluation.means()
         step = trainer.global_step
         self.history[step] = figures
@@ -86,7 +91,13 @@ class BestByValidation(Callback):
 
     def _evaluate(self, module: BiCoTModule) -> Evaluation:
         return evaluate(
-            module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "validation"
+            module.policy,
+            module.policy.decoder(),
+            module.rewards,
+            self.records,
+            self.settings,
+            "validation",
+            between=self.stop.check,
         )
 
 

@@ -17,10 +17,7 @@ from transformers import (
 )
 
 from src.shapes.scenes import IMAGE_PIXELS
-from src.shapes.tokens import BOI, IMAGE, IMAGE_TOKENS, PATCH_PIXELS, build_tokenizer, code_patches
-
-#: Where the shipped checkpoint lies.
-CHECKPOINT_DIRECTORY = Path(__file__).parent / "checkpoint"
+from src.shapes.tokens import BOI, IMAGE, IMAGE_TOKENS, PATCH_PIXELS, code_patches
 
 HIDDEN = 128
 
@@ -95,6 +92,3 @@ def save_checkpoint(
     model.save_pretrained(directory)
     JanusProcessor(images, tokenizer, num_image_tokens=IMAGE_TOKENS).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-__all__ = ["CHECKPOINT_DIRECTORY", "build_config", "build_model", "build_tokenizer", "save_checkpoint"]

@@ -66,7 +66,7 @@ class Session:
         if checkpoint is not None:
             self.data.start_step = finished_batches(checkpoint)
         try:
-            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         finally:
             self.stop.restore()
 
@@ -150,8 +150,13 @@ def precision(choice: str, full: bool) -> Any:
 
 def quiet() -> None:
     """Silence what third parties print at every start and a user can do nothing about."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
+    # The policy stays in eval mode: dropout would make training's log-probs differ from the sampler's.
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
