@@ -76,7 +76,7 @@ def build_algorithm(config: DictConfig) -> algorithms.Algorithm:
     if config.algorithm.updates_per_rollout > 1 and not algorithm.several_updates:
         raise UserError(
             f"algorithm.updates_per_rollout={config.algorithm.updates_per_rollout}: {algorithm.name} has no importance"
-            " ratio, so only the first update is sound; set it to 1"
+            " ratio, which makes only the first update sound: choose 1"
         )
     return algorithm
 

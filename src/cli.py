@@ -1,16 +1,38 @@
-"""From the command line to a validated config: Hydra composes, this file reports what is wrong in one line."""
+"""From the command line to a validated config: Hydra composes, wrong input gives one message and exit code 2."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-
-from src.config import CONFIGS, UserError, register, validate
+from dataclasses import dataclass
+from typing import Any
 
 EXIT_WRONG_INPUT = 2
+FLAGS = """\
+  --cfg job        print the resolved config and stop
+  -m, --multirun   sweep: key=a,b runs every combination
+  -h, --help       this page"""
 
 
-def compose(overrides: Sequence[str]) -> object:
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An entry point as the command line sees it.
+
+    `about` and `examples` are what ``--help`` shows; `config` is the root config's name; `groups` those whose
+    options are listed. `task` takes the validated config and returns the exit code.
+    """
+
+    name: str
+    about: str
+    examples: Sequence[str]
+    task: Callable[[Any], int]
+    config: str = "config"
+    groups: Sequence[str] = ("experiment", "model", "rewards", "data", "algorithm", "trainer", "logger")
+    keys: Sequence[str] = ()
+    sweeps: bool = False
+
+
+def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     """The config for these Hydra overrides, composed and validated.
 
     Raises:
@@ -20,22 +42,92 @@ def compose(overrides: Sequence[str]) -> object:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from src.cli_errors import explain, explain_yaml
+    from src.config import CONFIGS, UserError, register, validate
 
     register()
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra_compose("config", list(overrides))
+            config = hydra_compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).strip()) from error
+        raise UserError(explain(error, overrides)) from error
+    except YAMLError as error:
+        raise UserError(explain_yaml(error)) from error
     validate(config)
     return config
 
 
-def run(task: Callable[[object], int], arguments: Sequence[str] | None = None) -> int:
-    """Compose, run `task(config)` and return its exit code; wrong input prints one message and gives 2."""
-    overrides = list(sys.argv[1:] if arguments is None else arguments)
+def run(command: Command, arguments: Sequence[str] | None = None) -> int:
+    """Run an entry point and return its exit code."""
+    from src.config import UserError
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "-h" in given or "--help" in given:
+        print(help_page(command))
+        return 0
     try:
-        return task(compose(overrides))
+        overrides, flags = split_flags(given)
+        if "--cfg" in flags:
+            return _show(compose(overrides, command.config))
+        if "-m" in flags:
+            return _sweep(command, overrides)
+        return command.task(compose(overrides, command.config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT
+
+
+def split_flags(given: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Overrides and flags apart; raises UserError for a flag that does not exist."""
+    from src.config import UserError
+
+    overrides, flags, rest = [], set(), list(given)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-m", "--multirun"):
+            flags.add("-m")
+        elif word == "--cfg" or word.startswith("--cfg="):
+            what = word.partition("=")[2] or (rest.pop(0) if rest else "")
+            if what != "job":
+                raise UserError(f"--cfg {what}: expected --cfg job")
+            flags.add("--cfg")
+        elif word.startswith("-"):
+            raise UserError(f"{word}: no such flag; settings are written key=value, --help shows them")
+        else:
+            overrides.append(word)
+    return overrides, flags
+
+
+def help_page(command: Command) -> str:
+    """What ``--help`` prints: a screen, from the config files' names alone."""
+    from src.cli_errors import group_options
+
+    lines = [f"usage: python -m src.{command.name} [key=value ...]", "", command.about, ""]
+    if command.groups:
+        lines.append("options of each group (group=option):")
+        lines += [f"  {group:11}{' | '.join(group_options(group))}" for group in command.groups]
+        lines.append("")
+    if command.keys:
+        lines += ["often set:", *(f"  {key}" for key in command.keys), ""]
+    lines += ["flags:", FLAGS if command.sweeps else "\n".join(FLAGS.splitlines()[::2]), "", "examples:"]
+    lines += [f"  python -m src.{command.name} {example}".rstrip() for example in command.examples]
+    return "\n".join(lines)
+
+
+def _show(config: Any) -> int:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(config, resolve=True), end="")
+    return 0
+
+
+def _sweep(command: Command, overrides: Sequence[str]) -> int:
+    """Hydra's own multirun: sweeper and launcher are Hydra's, each job is validated as a single run is."""
+    from src.config import UserError
+    from src.sweep import sweep
+
+    if not command.sweeps:
+        raise UserError(f"-m: src.{command.name} does not sweep")
+    return sweep(command, overrides)

@@ -9,7 +9,7 @@ the key silently. A part that is not ours (another policy, a data set) brings it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,17 +184,21 @@ class Config:
     resume: str | None = None  # auto, or the path of a run folder or checkpoint
 
 
+# The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.
+GROUP_SCHEMAS: dict[str, type] = {
+    "model": JanusConfig,
+    "rewards": RewardsConfig,
+    "data": DataConfig,
+    "algorithm": AlgorithmConfig,
+    "trainer": TrainerConfig,
+}
+
+
 def register() -> None:
     """Put the schema into Hydra's ConfigStore and the ``${root:}`` resolver into OmegaConf; idempotent."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for group, schema in {
-        "model": JanusConfig,
-        "rewards": RewardsConfig,
-        "data": DataConfig,
-        "algorithm": AlgorithmConfig,
-        "trainer": TrainerConfig,
-    }.items():
+    for group, schema in GROUP_SCHEMAS.items():
         store.store(group=group, name="schema", node=schema)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
 
@@ -254,12 +258,27 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
+    """Raise UserError for keys outside of the schema: Hydra's ``+key=value`` adds them past every type."""
+    known = {item.name: item for item in fields(schema)}
+    for key in node:
+        if key == "hydra" and not prefix:
+            continue
+        if key not in known:
+            raise UserError(f"{prefix}{key}: no such key; there are {', '.join(known)}")
+        default = known[key].default_factory
+        if isinstance(default, type) and is_dataclass(default) and OmegaConf.is_config(node[key]):
+            _refuse_unknown(node[key], default, f"{prefix}{key}.")
+
+
 def validate(config: Any) -> None:
     """Check every range in CHECKS that the config has a value for.
 
     Raises:
         UserError: naming key, value and what is expected, for the first value out of range.
     """
+    if "rollout" in config:
+        _refuse_unknown(config, Config, "")
     for key, (holds, expected) in CHECKS.items():
         value = OmegaConf.select(config, key, default=None)
         if value is not None and not holds(value):

@@ -21,8 +21,8 @@ STARTED = time.time()
 
 def train(config: DictConfig) -> int:
     """One training run; returns the exit code (0 done, 130 / 143 interrupted with everything saved)."""
-    from src.training.callbacks import StopRequested
     from src.session import Session
+    from src.training.callbacks import StopRequested
 
     folder, checkpoint = locate(config)
     session = Session.build(config, folder, STARTED)
@@ -85,9 +85,31 @@ def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
     return "\n".join(lines)
 
 
+COMMAND = cli.Command(
+    name="train",
+    about="Train a policy with BiCoT-GRPO: groups of plans and images, rewarded by experts, one GRPO loss over both.",
+    examples=(
+        "experiment=bicot_lora",
+        "experiment=bicot_lora run.seed=1 trainer.max_steps=60 logger=csv",
+        "experiment=bicot_lora -m algorithm.beta=0.01,0.02",
+    ),
+    task=train,
+    keys=(
+        "run.dir run.seed run.name             where the run goes, what its noise is keyed by",
+        "model.path model.adapter              checkpoint directory; adapter to go on from",
+        "rollout.group_size rollout.prompts_per_step rollout.guidance_scale rollout.max_plan_tokens",
+        "algorithm.beta algorithm.kl algorithm.logp=guided|conditional algorithm.updates_per_rollout",
+        "optim.lr optim.warmup_steps optim.schedule optim.grad_clip optim.microbatch",
+        "trainer.max_steps trainer.devices trainer.precision   kernels=auto|triton|torch",
+        "resume=auto|PATH                      go on from a checkpoint",
+    ),
+    sweeps=True,
+)
+
+
 def main() -> int:
     """Entry point."""
-    return cli.run(train)  # type: ignore[arg-type]
+    return cli.run(COMMAND)
 
 
 if __name__ == "__main__":

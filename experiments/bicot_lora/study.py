@@ -37,8 +37,8 @@ def grid(adapter: Path | None, overrides: Sequence[str]) -> Iterator[dict[str, o
     """All-correct and reward on the test prompts for each temperature (both levels) and guidance scale."""
     from src import build
     from src.cli import compose
-    from src.training.evaluation import evaluate
     from src.session import quiet
+    from src.training.evaluation import evaluate
     from src.values import Sampling
 
     quiet()

@@ -25,7 +25,7 @@ from src.shapes.sampler import positions
 from src.shapes.scenes import ObjectKind, Scene, scene_labels
 from src.shapes.splits import DrawnPrompt
 from src.shapes.tokens import BOI, labels_to_tokens
-from src.shapes.wordings import KINDS
+from src.shapes.wordings import FORM_BY_NAME, KINDS
 from src.values import TokenContext
 
 LOG = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ LOG = logging.getLogger(__name__)
 MISDRAWN = {ObjectKind("green", "triangle"): ObjectKind("green", "square")}
 
 INITIAL_STD = 0.07
+#: How often a kind is drawn, relative to the others.
+KIND_WEIGHTS = {"reasoning": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +66,25 @@ class Example:
 
 
 class ExampleMaker:
-    """Draws training targets: kinds equally often (reasoning twice), forms by how many prompts they have."""
+    """Draws training targets: kinds equally often (reasoning twice), forms by the root of their size."""
 
     def __init__(self, prompts: Sequence[DrawnPrompt], recipe: WarmStartRecipe, seed: int) -> None:
         self.recipe, self.rng = recipe, random.Random(seed)
-        self.by_kind = {kind: [prompt for prompt in prompts if prompt.kind == kind] for kind in KINDS}
-        self.weights = [2 if kind == "reasoning" else 1 for kind in KINDS]
+        self.by_form: dict[str, list[DrawnPrompt]] = {}
+        for prompt in prompts:
+            self.by_form.setdefault(prompt.form, []).append(prompt)
+        self.weights = self._form_weights()
+
+    def _form_weights(self) -> list[float]:
+        kinds = [FORM_BY_NAME[form].kind for form in self.by_form]
+        roots = [len(prompts) ** 0.5 for prompts in self.by_form.values()]
+        whole = {kind: sum(root for root, its in zip(roots, kinds, strict=True) if its == kind) for kind in kinds}
+        return [KIND_WEIGHTS.get(kind, 1.0) * root / whole[kind] for kind, root in zip(kinds, roots, strict=True)]
 
     def __call__(self) -> Example:
-        kind = self.rng.choices(KINDS, self.weights)[0]
-        prompt = self.rng.choice(self.by_kind[kind])
-        misread = self.rng.random() < self.recipe.misread[kind]
+        form = self.rng.choices(list(self.by_form), self.weights)[0]
+        prompt = self.rng.choice(self.by_form[form])
+        misread = self.rng.random() < self.recipe.misread[prompt.kind]
         scene = arrange(prompt.misreading() if misread else prompt.requirement(), self.rng)
         misdraw = self.rng.random() < self.recipe.misdraw
         picture = {cell: MISDRAWN.get(what, what) for cell, what in scene.items()} if misdraw else scene

@@ -18,7 +18,6 @@ from src.training.collect import Collected, CollectSettings, collect
 from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
 from src.values import IMAGE, Experience, PromptBatch
 
-
 # What the progress bar shows, where a step has it.
 PROGRESS_METRICS = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")
 

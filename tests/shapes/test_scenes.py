@@ -14,8 +14,8 @@ from src.shapes.scenes import (
     OBJECT_KINDS,
     ObjectKind,
     cells_to_pixels,
-    place_cells,
     pixels_to_cells,
+    place_cells,
     render,
     scene_labels,
 )
@@ -58,7 +58,13 @@ def test_cells_and_pixels_are_inverse() -> None:
 
 @pytest.mark.parametrize(
     ("place", "cells"),
-    [("top-left", (0,)), ("center", (4,)), ("bottom-right", (8,)), ("middle row", (3, 4, 5)), ("left column", (0, 3, 6))],
+    [
+        ("top-left", (0,)),
+        ("center", (4,)),
+        ("bottom-right", (8,)),
+        ("middle row", (3, 4, 5)),
+        ("left column", (0, 3, 6)),
+    ],
 )
 def test_place_names(place: str, cells: tuple[int, ...]) -> None:
     assert place_cells(place) == cells

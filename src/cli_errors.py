@@ -1,0 +1,134 @@
+"""Hydra's and OmegaConf's complaints as one message that names file or key, value and fix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from src.config import CONFIGS
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean x?``, or nothing where no known word is close."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def group_options(group: str) -> list[str]:
+    """The options of a config group, by file name, sorted."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def config_keys() -> list[str]:
+    """All dotted keys of the schema and the group schemas."""
+    from dataclasses import fields, is_dataclass
+
+    from src.config import GROUP_SCHEMAS, Config
+
+    def walk(schema: type, prefix: str) -> list[str]:
+        keys = []
+        for item in fields(schema):
+            keys.append(prefix + item.name)
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if is_dataclass(default):
+                keys += walk(type(default), f"{prefix}{item.name}.")
+        return keys
+
+    return walk(Config, "") + [key for group, schema in GROUP_SCHEMAS.items() for key in walk(schema, f"{group}.")]
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> str:
+    """One line for what Hydra or OmegaConf raised while composing `overrides`."""
+    text = _chain(error)
+    for pattern, tell in (
+        (r"Could not find '([\w-]+)/([^']+)'", _unknown_option),
+        (r"Could not override '([^']+)'", lambda m, _: _unknown_key(m[1])),
+        (r"Key '([^']+)' (?:is )?not in", lambda m, t: _unknown_key(_full_key(t) or m[1], _file(t))),
+        (r"Value '(.*?)'(?: of type '\w+')? could not be converted to (\w+)", _wrong_type),
+        (r"Value '(.*?)' \((\w+)\) is not supported|Cannot (?:assign|merge|convert)", _wrong_value),
+        (r"Ambiguous value for argument '([^']+)'", _ambiguous),
+        (r"missing EQUAL at|mismatched input|no viable alternative|token recognition error|extraneous input", _grammar),
+        (r"Unsupported interpolation type|Interpolation (?:key|to) .* not found", lambda m, t: _first_lines(t)),
+    ):
+        if found := re.search(pattern, text, re.DOTALL):
+            told = tell(found, text)
+            if told:
+                return told if any(char in told for char in "=:") else f"{told} (in: {' '.join(overrides)})"
+    return _first_lines(text)
+
+
+def explain_yaml(error: Exception) -> str:
+    """A config file that is not YAML: file, line and what the parser expected."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{_short(mark.name)}:{mark.line + 1}: " if mark is not None else ""
+    return f"{where}not valid YAML: {getattr(error, 'problem', error)}"
+
+
+def _chain(error: BaseException | None) -> str:
+    parts = []
+    while error is not None:
+        parts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(parts)
+
+
+def _unknown_option(match: re.Match[str], text: str) -> str:
+    group, option = match[1], match[2]
+    options = group_options(group)
+    if not options:
+        return f"{group}={option}: there is no config group {group!r} in {_short(CONFIGS)}"
+    return f"{group}={option}: no such option.{nearest(option, options)} There are: {', '.join(options)}"
+
+
+def _unknown_key(key: str, file: str = "") -> str:
+    known = config_keys()
+    where = f"{file}: " if file else ""
+    return f"{where}{key}: no such key.{nearest(key, known) or ' `--cfg job` shows all keys.'}"
+
+
+def _wrong_type(match: re.Match[str], text: str) -> str:
+    file = _file(text)
+    wanted = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+    return f"{file + ': ' if file else ''}{_full_key(text) or 'a key'}={match[1]}: expected {wanted}"
+
+
+def _wrong_value(match: re.Match[str], text: str) -> str:
+    file, key = _file(text), _full_key(text)
+    line = next((line for line in text.splitlines() if match[0][:20] in line), match[0])
+    return f"{file + ': ' if file else ''}{key + ': ' if key else ''}{line.strip()}"
+
+
+def _ambiguous(match: re.Match[str], text: str) -> str:
+    key, _, value = match[1].partition("=")
+    return (
+        f"{key}={value}: a comma separates the values of a sweep; add -m to sweep,"
+        f" or quote the value: {key}='\"{value}\"'"
+    )
+
+
+def _grammar(match: re.Match[str], text: str) -> str:
+    found = re.search(r"Error parsing override '([^']+)'", text)
+    what = found[1] if found else "an argument"
+    return f"{what}: not of the form key=value; values with special characters need quotes inside quotes: key='\"...\"'"
+
+
+def _full_key(text: str) -> str | None:
+    found = re.search(r"full_key: (\S+)", text)
+    return found[1] if found else None
+
+
+def _file(text: str) -> str:
+    found = re.search(r"In '([^']+)'", text)
+    return "" if found is None else f"configs/{found[1]}.yaml"
+
+
+def _short(path: str | Path) -> str:
+    """A path below the checkout without the part above it."""
+    text = str(path)
+    return text.removeprefix(str(CONFIGS.parent) + "/")
+
+
+def _first_lines(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines()[:2] if line.strip())

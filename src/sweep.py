@@ -1,0 +1,67 @@
+"""Sweeps: ``python -m src.train -m algorithm.beta=0.01,0.02`` by Hydra's multirun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from src.config import CONFIGS, UserError, register, validate
+
+if TYPE_CHECKING:
+    from src.cli import Command
+
+
+class JobFailed(Exception):
+    """A job of the sweep returned an exit code other than 0."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"a job of the sweep ended with exit code {code}")
+        self.code = code
+
+
+def sweep(command: Command, overrides: Sequence[str]) -> int:
+    """Run every combination, one after the other unless another Hydra launcher is chosen.
+
+    A job that fails ends the sweep with its exit code.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from src.cli_errors import explain
+
+    register()
+
+    def job(config: Any) -> int:
+        validate(config)
+        code = command.task(config)
+        if code:
+            raise JobFailed(code)
+        return code
+
+    before = sys.argv
+    # Hydra's own runner exits with 1 and a page of text on errors; with this it lets them through.
+    sys.argv = [before[0], "--multirun", *overrides]
+    try:
+        import os
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        hydra.main(config_path=str(CONFIGS), config_name=command.config, version_base="1.3")(job)()
+    except JobFailed as failure:
+        return failure.code
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides)) from error
+    finally:
+        sys.argv = before
+    return 0
+
+
+def job_number() -> int | None:
+    """The number of this job inside its sweep; None outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return int(HydraConfig.get().job.num)
