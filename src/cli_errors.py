@@ -46,7 +46,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         (r"Could not find '([\w-]+)/([^']+)'", _unknown_option),
         (r"Could not override '([^']+)'", lambda m, _: _unknown_key(m[1])),
         (r"Key '([^']+)' (?:is )?not in", lambda m, t: _unknown_key(_full_key(t) or m[1], _file(t))),
-        (r"Value '(.*?)'(?: of type '\w+')? could not be converted to (\w+)", _wrong_type),
+        (r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", _wrong_type),
         (r"Value '(.*?)' \((\w+)\) is not supported|Cannot (?:assign|merge|convert)", _wrong_value),
         (r"Ambiguous value for argument '([^']+)'", _ambiguous),
         (r"missing EQUAL at|mismatched input|no viable alternative|token recognition error|extraneous input", _grammar),
@@ -90,7 +90,7 @@ def _unknown_key(key: str, file: str = "") -> str:
 
 def _wrong_type(match: re.Match[str], text: str) -> str:
     file = _file(text)
-    wanted = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+    wanted = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}.get(match[2], match[2])
     return f"{file + ': ' if file else ''}{_full_key(text) or 'a key'}={match[1]}: expected {wanted}"
 
 

@@ -43,11 +43,14 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
     Raises:
         UserError: if there is nothing to resume at the path that was given.
     """
+    from src.sweep import job_number
     from src.training.run_folder import RunFolder, newest_unfinished
 
     run, resume = config.run, config.resume
     stamp = datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S")
-    fresh = RunFolder(Path(run.dir) if run.dir else Path(run.root) / f"{run.name}-{stamp}")
+    job = job_number()
+    suffix = "" if job is None else f"-{job}"
+    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{stamp}{suffix}")
     if resume is None:
         if fresh.summary.exists() or fresh.last_checkpoint.exists():
             raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")

@@ -69,7 +69,7 @@ def hub_kernels(tmp_path: Path) -> Path:
     site = tmp_path / "site"
     (site / "kernels").mkdir(parents=True)
     (site / "kernels" / "__init__.py").write_text("class CUDAProperties: pass\n")
-    # The newest release below transformers' upper bound, whatever the installed transformers says that is.
+    # The version the installed transformers would accept, whichever that is.
     from transformers.utils import import_utils
 
     version = import_utils.KERNELS_MIN_VERSION

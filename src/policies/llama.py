@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention
 
 
@@ -43,7 +44,7 @@ class KVCache:
     filled: int
 
 
-def merged_weight(module: nn.Module, adapter: bool) -> tuple[Tensor, Tensor | None]:
+def merged_weight(module: Any, adapter: bool) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer, the active LoRA updates added if `adapter`."""
     base = getattr(module, "base_layer", module)
     weight = base.weight
@@ -53,7 +54,7 @@ def merged_weight(module: nn.Module, adapter: bool) -> tuple[Tensor, Tensor | No
     return weight, base.bias
 
 
-def _fused(modules: list[nn.Module], adapter: bool) -> tuple[Tensor, Tensor | None]:
+def _fused(modules: list[Any], adapter: bool) -> tuple[Tensor, Tensor | None]:
     parts = [merged_weight(module, adapter) for module in modules]
     biases = [bias for _, bias in parts if bias is not None]
     return torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None
@@ -68,7 +69,7 @@ class LlamaTrunk:
         merge: fuse and merge into a copy; None: where the weights are float32.
     """
 
-    def __init__(self, model: nn.Module, adapter: bool = True, merge: bool | None = None) -> None:
+    def __init__(self, model: Any, adapter: bool = True, merge: bool | None = None) -> None:
         config = model.config
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
@@ -84,7 +85,7 @@ class LlamaTrunk:
         with torch.no_grad():
             self.layers = [build(layer, adapter) for layer in model.layers]
 
-    def _fused_layer(self, layer: nn.Module, adapter: bool) -> _Layer:
+    def _fused_layer(self, layer: Any, adapter: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         qkv, qkv_bias = _fused([attention.q_proj, attention.k_proj, attention.v_proj], adapter)
         gate_up, gate_up_bias = _fused([mlp.gate_proj, mlp.up_proj], adapter)
@@ -105,7 +106,7 @@ class LlamaTrunk:
             mlp=run_mlp,
         )
 
-    def _module_layer(self, layer: nn.Module, adapter: bool) -> _Layer:
+    def _module_layer(self, layer: Any, adapter: bool) -> _Layer:
         attention = layer.self_attn
         return _Layer(
             norm_attention=layer.input_layernorm.weight,

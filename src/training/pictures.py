@@ -5,8 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TILE, TEXT, GAP, COLUMNS = 168, 300, 14, 2
 LINE, WRAP = 16, 44
@@ -54,7 +58,7 @@ def sheet(
     partial.replace(path)
 
 
-def _tile(pixels: Tensor) -> object:
+def _tile(pixels: Tensor) -> Image.Image:
     from PIL import Image
 
     array = (pixels.detach().cpu().permute(1, 2, 0) * 255).round().byte().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -111,6 +112,14 @@ def test_what_is_no_score_names_expert_and_prompt(value: object, problem: str) -
 
 def test_rounding_past_the_range_is_no_error() -> None:
     same(RewardEnsemble([Returns(torch.tensor([1.0 + 1e-6]))])(IMAGES[:1], RECORDS[:1]).total, [1.0 + 1e-6])
+
+
+def test_an_infinite_score_is_refused_where_the_range_has_no_bound() -> None:
+    class Unbounded(Returns):
+        score_range = (-math.inf, math.inf)
+
+    with pytest.raises(RewardError, match="score inf is outside"):
+        RewardEnsemble([Unbounded(torch.tensor([math.inf]))])(IMAGES[:1], RECORDS[:1])
 
 
 def test_a_failing_expert_is_named_with_the_first_prompt_and_the_cause_kept() -> None:
