@@ -103,6 +103,50 @@ def curve(folders: Sequence[Path], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def before_after(folder: Path, overrides: Sequence[str], path: Path, shown: int = 6) -> None:
+    """The same prompts and noise with the base and with the adapter, side by side with their plans."""
+    import textwrap
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from src import build
+    from src.cli import compose
+    from src.session import quiet
+    from src.training.callbacks.report import spread
+    from src.training.evaluation import pictures
+
+    quiet()
+    drawn = []
+    for adapter in (None, folder / "adapter"):
+        chosen = [] if adapter is None else [f"model.adapter={adapter}"]
+        config = compose(["experiment=bicot_lora", *chosen, *overrides])
+        data, rewards, policy = build.build_data(config), build.build_rewards(config), build.build_policy(config)
+        records = spread(data.test_records, 5 * shown)
+        plans, pixels = pictures(policy, policy.decoder(), records, build.evaluation_settings(config))
+        drawn.append((plans, pixels, rewards(pixels, records).details["all_correct"].tolist()))
+    # As they come, one of each kind first; no choosing by outcome.
+    figure, axes = plt.subplots(2, shown, figsize=(2.1 * shown, 5.6))
+    for row, (name, (plans, pixels, right)) in enumerate(zip(("before", "after"), drawn, strict=True)):
+        for column in range(shown):
+            axis = axes[row][column]
+            axis.imshow(pixels[column].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            prompt = "\n".join(textwrap.wrap(records[column].prompt, 24)) + "\n" if row == 0 else ""
+            axis.set_title(prompt, fontsize=8)
+            verdict = "right" if right[column] else "wrong"
+            axis.set_xlabel(
+                "\n".join([verdict, *textwrap.wrap(plans[column], 28)]),
+                fontsize=7,
+                color="#1a7f37" if right[column] else "#b42318",
+            )
+        axes[row][0].set_ylabel(name, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def report(folders: Sequence[Path], walls: Sequence[float | None]) -> list[dict[str, object]]:
     """One row a seed from the summaries."""
     rows: list[dict[str, object]] = []
@@ -144,6 +188,7 @@ def main() -> None:
         walls = [train(seed, folder, options.override) for seed, folder in zip(options.seeds, folders, strict=True)]
     write_csv(options.out / "seeds.csv", report(folders, walls))
     curve(folders, options.out / "curve.png")
+    before_after(folders[0], options.override, options.out / "before_after.png")
     rows = [{"weights": "base", **row} for row in grid(None, options.override)]
     for folder in folders:
         rows += [{"weights": folder.name, **row} for row in grid(folder / "adapter", options.override)]

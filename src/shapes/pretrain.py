@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.shapes.recipes import VQRecipe, WarmStartRecipe
+
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -44,13 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="directory to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--decoder-steps", type=int, default=700, help="VQ decoder, tokens to pixels")
-    parser.add_argument("--encoder-steps", type=int, default=600, help="VQ encoder, pixels to tokens")
-    parser.add_argument("--steps", type=int, default=1500, help="warm start of the language model")
-    parser.add_argument("--plan-batch", type=int, default=64, help="plans a warm-start step")
-    parser.add_argument("--picture-batch", type=int, default=32, help="pictures a warm-start step")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of the warm start")
-    parser.add_argument("--misread", type=float, default=0.5, help="share of targets read in the planted wrong way")
+    vq, warm = VQRecipe(), WarmStartRecipe()
+    parser.add_argument("--decoder-steps", type=int, default=vq.decoder_steps, help="VQ decoder, tokens to pixels")
+    parser.add_argument("--encoder-steps", type=int, default=vq.encoder_steps, help="VQ encoder, pixels to tokens")
+    parser.add_argument("--steps", type=int, default=warm.steps, help="warm start of the language model")
+    parser.add_argument("--plan-batch", type=int, default=warm.plan_batch, help="plans a warm-start step")
+    parser.add_argument("--picture-batch", type=int, default=warm.picture_batch, help="pictures a warm-start step")
+    parser.add_argument("--lr", type=float, default=warm.lr, help="peak learning rate of the warm start")
+    parser.add_argument("--misread", type=float, default=warm.misread, help="share of targets read in the wrong way")
+    parser.add_argument("--misdraw", type=float, default=warm.misdraw, help="share of pictures with the drawing flaw")
     parser.add_argument("--crispness-drawings", type=int, default=2000, help="drawings the VQ model is measured on")
     parser.add_argument("--eval-prompts", type=int, default=512, help="test prompts measured, 0 for none")
     return parser
@@ -97,9 +101,8 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     from src.shapes.model import build_model, save_checkpoint
     from src.shapes.splits import split_prompts, training_pool
     from src.shapes.tokens import build_tokenizer
-    from src.shapes.vq import VQRecipe, crispness, train_vq
-    from src.shapes.warmstart import WarmStartRecipe, warm_start
-    from src.shapes.wordings import KINDS
+    from src.shapes.vq import crispness, train_vq
+    from src.shapes.warmstart import warm_start
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -110,7 +113,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
     train_vq(model.model.vqmodel, VQRecipe(options.decoder_steps, options.encoder_steps), generator)
     report: dict[str, Any] = {
-        "options": {name: str(value) for name, value in vars(options).items() if name != "out"},
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
         "vq_crispness": crispness(model.model.vqmodel, options.crispness_drawings, generator),
         "vq_seconds": round(time.perf_counter() - started),
     }
@@ -121,7 +124,8 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
         plan_batch=options.plan_batch,
         picture_batch=options.picture_batch,
         lr=options.lr,
-        misread=dict.fromkeys(KINDS, options.misread),
+        misread=options.misread,
+        misdraw=options.misdraw,
     )
     report["last_losses"] = warm_start(model, tokenizer, training_pool(), recipe, options.seed)
     report["seconds"] = round(time.perf_counter() - started)

@@ -41,6 +41,9 @@ QUOTAS: Mapping[str, Mapping[str, int | None]] = {
     },
 }
 
+#: How often each training prompt of a form stands in train.jsonl: forms with few combinations would hardly be met.
+REPEATS: Mapping[str, int] = {"one": 5, "count": 3, "every_colour_but": 4, "every_shape_but": 5}
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnPrompt:
@@ -104,6 +107,7 @@ def split_prompts(split: str) -> list[DrawnPrompt]:
     for form_name, quota in QUOTAS[split].items():
         prompts = prompts_of_form(form_name, split, splits)[:quota]
         shuffled = sorted(prompts, key=lambda prompt: _rank("order " + prompt.text))
+        shuffled *= REPEATS.get(form_name, 1) if split == "train" else 1
         placed += [((i + 0.5) / len(shuffled), form_name, prompt) for i, prompt in enumerate(shuffled)]
     return [prompt for _, _, prompt in sorted(placed, key=lambda item: item[:2])]
 

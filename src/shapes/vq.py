@@ -8,7 +8,6 @@ samples decodes cleanly; the encoder learns to classify each patch of an image a
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.nn import functional
 from transformers import JanusVQVAE
 
 from src.shapes.judge import recognise
+from src.shapes.recipes import VQRecipe
 from src.shapes.scenes import BACKGROUND, CELLS, COLORS, EMPTY, render_labels
 from src.shapes.tokens import GRID_TOKENS, IMAGE_TOKENS, code_patches, labels_to_tokens, tokens_to_pixels
 
@@ -24,16 +24,6 @@ LOG = logging.getLogger(__name__)
 #: How much more an object's pixel weighs than a background pixel: drawings are mostly background.
 FOREGROUND_WEIGHT = 4.0
 PALETTE_TEMPERATURE = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class VQRecipe:
-    """Lengths of the two trainings; learning rates fall to zero by a cosine."""
-
-    decoder_steps: int = 700
-    encoder_steps: int = 600
-    batch: int = 32
-    lr: float = 2e-3
 
 
 def random_labels(count: int, generator: torch.Generator) -> Tensor:
@@ -79,7 +69,9 @@ def _picture_loss(pixels: Tensor, target: Tensor) -> Tensor:
     return (per_pixel * weight).mean()
 
 
-def _optimise(parameters: list[torch.nn.Parameter], lr: float, steps: int):  # type: ignore[no-untyped-def]
+def _optimise(
+    parameters: list[torch.nn.Parameter], lr: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
     return optimiser, schedule

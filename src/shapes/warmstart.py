@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.shapes.grammar import format_plan
+from src.shapes.recipes import WarmStartRecipe
 from src.shapes.requirements import arrange
 from src.shapes.sampler import positions
 from src.shapes.scenes import ObjectKind, Scene, scene_labels
 from src.shapes.splits import DrawnPrompt
 from src.shapes.tokens import BOI, labels_to_tokens
-from src.shapes.wordings import FORM_BY_NAME, KINDS
+from src.shapes.wordings import FORM_BY_NAME
 from src.values import TokenContext
 
 LOG = logging.getLogger(__name__)
@@ -33,27 +34,11 @@ LOG = logging.getLogger(__name__)
 #: The image level's own planted flaw: what a plan calls the first is drawn as the second.
 MISDRAWN = {ObjectKind("green", "triangle"): ObjectKind("green", "square")}
 
+#: Standard deviation of fresh matrices, see `initialise`.
 INITIAL_STD = 0.07
+
 #: How often a kind is drawn, relative to the others.
 KIND_WEIGHTS = {"reasoning": 2.0}
-
-
-@dataclass(frozen=True, slots=True)
-class WarmStartRecipe:
-    """Lengths and shares of the supervised stage.
-
-    misread: by prompt kind, the probability that a target follows the misreading; misdraw: that a
-    picture follows `MISDRAWN`; drop_context: share of pictures learned without context, for guidance.
-    """
-
-    steps: int = 1500
-    plan_batch: int = 64
-    picture_batch: int = 32
-    lr: float = 3e-3
-    weight_decay: float = 0.05
-    misread: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.5))
-    misdraw: float = 0.5
-    drop_context: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +69,7 @@ class ExampleMaker:
     def __call__(self) -> Example:
         form = self.rng.choices(list(self.by_form), self.weights)[0]
         prompt = self.rng.choice(self.by_form[form])
-        misread = self.rng.random() < self.recipe.misread[prompt.kind]
+        misread = self.rng.random() < self.recipe.misread
         scene = arrange(prompt.misreading() if misread else prompt.requirement(), self.rng)
         misdraw = self.rng.random() < self.recipe.misdraw
         picture = {cell: MISDRAWN.get(what, what) for cell, what in scene.items()} if misdraw else scene

@@ -11,7 +11,7 @@ import pytest
 
 from src.shapes.requirements import Requirement
 from src.shapes.scenes import OBJECT_KINDS
-from src.shapes.splits import PROMPTS_DIRECTORY, SPLITS, split_prompts, to_record, training_pool, write_splits
+from src.shapes.splits import PROMPTS_DIRECTORY, REPEATS, SPLITS, split_prompts, to_record, training_pool, write_splits
 from src.shapes.wordings import FORMS, KINDS
 
 LINES = {
@@ -63,8 +63,16 @@ def test_sizes_and_shares() -> None:
     for split in SPLITS:
         assert set(kinds[split]) == set(KINDS)
         assert kinds[split]["reasoning"] >= len(LINES[split]) / 5
-        assert len({line["prompt"] for line in LINES[split]}) == len(LINES[split])
     assert min(kinds["test"].values()) >= 60
+
+
+def test_only_training_repeats_prompts_and_only_those_of_forms_with_few() -> None:
+    for split in SPLITS:
+        times = Counter(line["prompt"] for line in LINES[split])
+        expected = {
+            line["prompt"]: REPEATS.get(line["scene"]["form"], 1) if split == "train" else 1 for line in LINES[split]
+        }
+        assert times == Counter(expected)
 
 
 def test_any_stretch_of_a_split_holds_the_kinds_in_their_shares() -> None:
