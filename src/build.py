@@ -10,12 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
+from src.algorithms.kl import needs_reference, needs_reference_logits
 from src.config import UserError
-from src.policies.base import Policy
+from src.policies.base import Policy, RefreshableReference
 from src.rewards.base import RewardExpert
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import RolloutSettings
 from src.training.collect import CollectSettings
+from src.training.entropy_control import EntropySettings
 from src.training.evaluation import EvaluationSettings
 from src.training.module import BiCoTModule, OptimSettings
 from src.training.update import UpdateSettings
@@ -69,15 +71,23 @@ def build_rewards(config: DictConfig) -> RewardEnsemble:
 
 def build_algorithm(config: DictConfig) -> algorithms.Algorithm:
     """The algorithm variant, checked against the rest of the config."""
+    variant = config.algorithm
     try:
-        algorithm = algorithms.load(config.algorithm.name)
+        algorithm = algorithms.load(variant.name)
+        algorithms.check_settings(
+            algorithm,
+            clip_low=variant.clip_low,
+            clip_high=variant.clip_high,
+            beta=variant.beta,
+            kl=variant.kl,
+            kl_in=variant.kl_in,
+            updates_per_rollout=variant.updates_per_rollout,
+            level_weights=plain(variant.level_weights),
+            correction_cap=variant.correction_cap,
+        )
+        algorithms.check_additions(algorithm, plain(variant), config.rollout.max_plan_tokens)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if config.algorithm.updates_per_rollout > 1 and not algorithm.several_updates:
-        raise UserError(
-            f"algorithm.updates_per_rollout={config.algorithm.updates_per_rollout}: {algorithm.name} has no importance"
-            " ratio, which makes only the first update sound: choose 1"
-        )
     return algorithm
 
 
@@ -109,27 +119,68 @@ def evaluation_settings(config: DictConfig) -> EvaluationSettings:
     )
 
 
+def collect_settings(config: DictConfig) -> CollectSettings:
+    """How prompts become experience."""
+    variant = config.algorithm
+    return CollectSettings(
+        config.run.seed,
+        config.rollout.group_size,
+        rollout_settings(config),
+        variant.logp == "guided",
+        reference=needs_reference(variant.beta),
+        unfinished_plan_penalty=variant.unfinished_plan_penalty,
+        overlong_penalty=variant.overlong_penalty,
+        overlong_margin=variant.overlong_margin or 1,
+        penalties_on=variant.penalties_on,
+        mask_unfinished=variant.mask_unfinished,
+        level_weights=plain(variant.level_weights),
+        kl=variant.kl,
+        reward_beta=variant.beta if variant.kl_in == "reward" else 0.0,
+        max_refills=variant.max_refills if variant.dynamic_sampling else None,
+        signal_tolerance=variant.signal_tolerance,
+    )
+
+
+def update_settings(config: DictConfig) -> UpdateSettings:
+    """The constants of the loss. With the KL in the reward, the loss only measures it, from log-probs."""
+    variant, in_loss = config.algorithm, config.algorithm.kl_in == "loss"
+    return UpdateSettings(
+        variant.beta if in_loss else 0.0,
+        variant.kl if in_loss or not needs_reference_logits(variant.kl) else "k3",
+        variant.logp == "guided",
+        variant.clip_low,
+        variant.clip_high,
+        correction_cap=variant.correction_cap,
+        level_shares=None if variant.level_shares.plan is None else plain(variant.level_shares),
+    )
+
+
 def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble) -> BiCoTModule:
-    """The LightningModule of a training run."""
+    """The LightningModule of a training run.
+
+    Raises:
+        UserError: for a reference that shall move along with a policy that cannot do so.
+    """
     variant, optim = config.algorithm, plain(config.optim)
-    guided = variant.logp == "guided"
+    if variant.reference_refresh is not None and not isinstance(policy, RefreshableReference):
+        raise UserError(
+            f"algorithm.reference_refresh={variant.reference_refresh}: {type(policy).__name__} has no"
+            " refresh_reference(); set it to null, or give the policy what RefreshableReference asks for"
+        )
     return BiCoTModule(
         policy,
         rewards,
         build_operations(config),
         build_algorithm(config),
-        CollectSettings(
-            config.run.seed,
-            config.rollout.group_size,
-            rollout_settings(config),
-            guided,
-            reference=variant.beta > 0,
-            unfinished_plan_penalty=variant.unfinished_plan_penalty,
-        ),
-        UpdateSettings(variant.beta, variant.kl, guided, variant.clip_low, variant.clip_high),
+        collect_settings(config),
+        update_settings(config),
         OptimSettings(**{**optim, "betas": tuple(optim["betas"])}),
         variant.updates_per_rollout,
         config.trainer.max_steps,
+        EntropySettings(
+            plain(variant.entropy_bonus), plain(variant.entropy_target), variant.entropy_step, variant.entropy_maximum
+        ),
+        variant.reference_refresh,
     )
 
 

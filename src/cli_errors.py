@@ -90,7 +90,9 @@ def _unknown_key(key: str, file: str = "") -> str:
 
 def _wrong_type(match: re.Match[str], text: str) -> str:
     file = _file(text)
-    wanted = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}.get(match[2], match[2])
+    wanted = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}.get(
+        match[2], match[2]
+    )
     return f"{file + ': ' if file else ''}{_full_key(text) or 'a key'}={match[1]}: expected {wanted}"
 
 

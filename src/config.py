@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,65 @@ class RolloutConfig:
 
 
 @dataclass
+class LevelWeights:
+    """A factor on each level's advantages."""
+
+    plan: float = 1.0
+    image: float = 1.0
+
+
+@dataclass
+class LevelShares:
+    """Each level's weight in the loss; both or neither."""
+
+    plan: float | None = None
+    image: float | None = None
+
+
+@dataclass
+class LevelBonus:
+    """The weight of the entropy in the objective, for each level."""
+
+    plan: float = 0.0
+    image: float = 0.0
+
+
+@dataclass
+class LevelTargets:
+    """An entropy in nats a token for each level; null: none."""
+
+    plan: float | None = None
+    image: float | None = None
+
+
+@dataclass
 class AlgorithmConfig:
-    """The objective and its constants; docs/ALGORITHMS.md has the formulas."""
+    """The objective and its constants; docs/ALGORITHMS.md has the formulas and their sources."""
 
     name: str = "grpo"
-    beta: float = 0.01
-    kl: str = "k3"
+    beta: float = 0.01  # 0: the reference is not run
+    kl: str = "k3"  # k1 | k2 | k3 | exact
+    kl_in: str = "loss"  # loss | reward (there it is a sum over a rollout's tokens: choose beta far smaller)
+    reference_refresh: int | None = None  # optimiser steps between refreshes; null: the reference never moves
     logp: str = "conditional"  # which log-probs the image level trains: guided | conditional
     clip_low: float = 0.2
     clip_high: float = 0.2
     updates_per_rollout: int = 1
+    level_weights: LevelWeights = field(default_factory=LevelWeights)  # of the policy term; 0: the KL stays
+    level_shares: LevelShares = field(default_factory=LevelShares)  # of the whole loss; null: every token alike
+    entropy_bonus: LevelBonus = field(default_factory=LevelBonus)
+    entropy_target: LevelTargets = field(default_factory=LevelTargets)  # null: the bonus is fixed
+    entropy_step: float = 0.005  # of the steered bonus, an optimiser step
+    entropy_maximum: float = 0.1
+    correction_cap: float | None = None  # of the importance weights training / sampler; null: no correction
     unfinished_plan_penalty: float = 0.0  # taken off the reward of a plan that never ends
+    overlong_penalty: float = 0.0  # taken off at the cap, growing over the last `overlong_margin` tokens
+    overlong_margin: int | None = None
+    penalties_on: str = "both"  # whose advantages feel a plan's penalties: both | plan
+    mask_unfinished: bool = False  # plans that never end are not learned from
+    dynamic_sampling: bool = False  # groups without signal are replaced by other prompts', else dropped
+    max_refills: int = 3  # rounds of replacing; 0 only drops
+    signal_tolerance: float = 0.0  # rewards of a group that differ by no more say nothing
 
 
 @dataclass
@@ -138,9 +187,12 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """Besides the run folder's metrics.csv, which is always written."""
+    """MLflow, besides the run folder's metrics.csv, which is always written; Lightning's loggers bring own keys."""
 
-    _target_: str | None = None
+    _target_: str = "src.loggers.mlflow_logger.MLflowLogger"
+    tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<run.root>/mlflow.db
+    experiment: str = "bicot_grpo"
+    parent: str | None = None  # id of the MLflow run this one stands under
 
 
 @dataclass
@@ -184,6 +236,54 @@ class Config:
     resume: str | None = None  # auto, or the path of a run folder or checkpoint
 
 
+@dataclass
+class SamplingConfig:
+    """How pictures are drawn where no run says otherwise; configs/sampling has one file a model."""
+
+    guidance_scale: float = 5.0
+    max_plan_tokens: int = 256  # the end token included
+    plan_temperature: float = 1.0
+    image_temperature: float = 1.0
+
+
+@dataclass
+class GenerateConfig:
+    """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
+
+    prompts: Any = None  # one prompt, a list, or - for one a line on standard input
+    prompts_file: str | None = None  # .txt with one a line, or .jsonl records
+    run: str | None = None  # a run folder: its model, its adapter, its sampling
+    adapter: str | None = None  # a PEFT folder for `model`
+    base: str | None = None  # where the base checkpoint is now, if it moved
+    model: Any = MISSING
+    rewards: Any = MISSING
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    temperature: float | None = None  # of both levels
+    guidance_scale: float | None = None
+    max_plan_tokens: int | None = None
+    n: int = 4  # pictures a prompt
+    seed: int = 0
+    batch_size: int = 64  # pictures decoded at once
+    out: str | None = None  # null: generated/<time>
+    overwrite: bool = False
+
+
+@dataclass
+class ExportConfig:
+    """``python -m src.export``: of `run`, or of `adapter`."""
+
+    run: str | None = None  # a run folder
+    adapter: str | None = None  # a PEFT folder
+    base: str | None = None  # where the base checkpoint is now, if it moved
+    out: str | None = None
+    merge: bool = False
+    dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
+    overwrite: bool = False
+
+
+# The schema under each root config of configs/, by file name.
+ROOT_SCHEMAS: dict[str, type] = {"config": Config, "generate": GenerateConfig, "export": ExportConfig}
+
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.
 GROUP_SCHEMAS: dict[str, type] = {
     "model": JanusConfig,
@@ -191,15 +291,18 @@ GROUP_SCHEMAS: dict[str, type] = {
     "data": DataConfig,
     "algorithm": AlgorithmConfig,
     "trainer": TrainerConfig,
+    "logger": LoggerConfig,
 }
 
 
 def register() -> None:
     """Put the schema into Hydra's ConfigStore and the ``${root:}`` resolver into OmegaConf; idempotent."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    for name, schema in ROOT_SCHEMAS.items():
+        store.store(name="schema" if name == "config" else f"{name}_schema", node=schema)
     for group, schema in GROUP_SCHEMAS.items():
         store.store(group=group, name="schema", node=schema)
+    store.store(group="sampling", name="schema", node=SamplingConfig)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
 
 
@@ -208,6 +311,10 @@ Check = tuple[Callable[[Any], bool], str]  # does the value hold, and what was e
 _POSITIVE: Check = (lambda v: v > 0, "a number > 0")
 _NOT_NEGATIVE: Check = (lambda v: v >= 0, "a number >= 0")
 _AT_LEAST_ONE: Check = (lambda v: v >= 1, "an integer >= 1")
+_SHARE: Check = (
+    lambda v: v > 0,
+    "a number > 0; to train one level only set algorithm.level_weights, the KL then stays",
+)
 
 
 def _one_of(*choices: str) -> Check:
@@ -224,12 +331,30 @@ CHECKS: dict[str, Check] = {
     "rollout.plan.temperature": _POSITIVE,
     "rollout.image.temperature": _POSITIVE,
     "algorithm.beta": _NOT_NEGATIVE,
-    "algorithm.kl": _one_of("k1", "k2", "k3"),
+    "algorithm.kl": _one_of("k1", "k2", "k3", "exact"),
+    "algorithm.kl_in": _one_of("loss", "reward"),
+    "algorithm.reference_refresh": _AT_LEAST_ONE,
     "algorithm.logp": _one_of("guided", "conditional"),
-    "algorithm.clip_low": (lambda v: 0 < v <= 1, "a number in (0, 1]"),
-    "algorithm.clip_high": _POSITIVE,
+    "algorithm.clip_low": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "algorithm.clip_high": _NOT_NEGATIVE,
     "algorithm.updates_per_rollout": _AT_LEAST_ONE,
+    "algorithm.level_weights.plan": _NOT_NEGATIVE,
+    "algorithm.level_weights.image": _NOT_NEGATIVE,
+    "algorithm.level_shares.plan": _SHARE,
+    "algorithm.level_shares.image": _SHARE,
+    "algorithm.entropy_bonus.plan": _NOT_NEGATIVE,
+    "algorithm.entropy_bonus.image": _NOT_NEGATIVE,
+    "algorithm.entropy_target.plan": _NOT_NEGATIVE,
+    "algorithm.entropy_target.image": _NOT_NEGATIVE,
+    "algorithm.entropy_step": _POSITIVE,
+    "algorithm.entropy_maximum": _POSITIVE,
+    "algorithm.correction_cap": (lambda v: v > 1, "a number > 1, or null for no correction"),
     "algorithm.unfinished_plan_penalty": _NOT_NEGATIVE,
+    "algorithm.overlong_penalty": _NOT_NEGATIVE,
+    "algorithm.overlong_margin": _AT_LEAST_ONE,
+    "algorithm.penalties_on": _one_of("both", "plan"),
+    "algorithm.max_refills": _NOT_NEGATIVE,
+    "algorithm.signal_tolerance": _NOT_NEGATIVE,
     "optim.lr": _POSITIVE,
     "optim.weight_decay": _NOT_NEGATIVE,
     "optim.warmup_steps": _NOT_NEGATIVE,
@@ -255,6 +380,18 @@ CHECKS: dict[str, Check] = {
     "model.lora.dropout": (lambda v: v == 0, "0 (with dropout the first update's ratio would not be 1)"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
+    # generate and export
+    "sampling.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
+    "sampling.max_plan_tokens": _AT_LEAST_ONE,
+    "sampling.plan_temperature": _POSITIVE,
+    "sampling.image_temperature": _POSITIVE,
+    "temperature": _POSITIVE,
+    "guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
+    "max_plan_tokens": _AT_LEAST_ONE,
+    "n": _AT_LEAST_ONE,
+    "seed": _NOT_NEGATIVE,
+    "batch_size": _AT_LEAST_ONE,
+    "dtype": _one_of("auto", "float32", "bfloat16"),
 }
 
 
@@ -279,7 +416,14 @@ def validate(config: Any) -> None:
     """
     if "rollout" in config:
         _refuse_unknown(config, Config, "")
+        for group, schema in GROUP_SCHEMAS.items():
+            node = config.get(group)
+            # A part behind a target of its own brings its own keys.
+            if OmegaConf.is_config(node) and node.get("_target_") == getattr(schema, "_target_", None):
+                _refuse_unknown(node, schema, f"{group}.")
     for key, (holds, expected) in CHECKS.items():
         value = OmegaConf.select(config, key, default=None)
-        if value is not None and not holds(value):
+        if value is None:
+            continue
+        if (isinstance(value, float) and not isfinite(value)) or not holds(value):
             raise UserError(f"{key}={value}: expected {expected}")

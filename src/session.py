@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -15,6 +15,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from src import build
+from src.config import UserError
+from src.loggers.build import build_loggers, log_parameters
+from src.loggers.facts import RunFacts
 from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
@@ -24,7 +27,6 @@ from src.training.callbacks import (
     StepProgress,
 )
 from src.training.loop import GroupedRolloutLoop
-from src.training.metrics_file import MetricsFile
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware
 from src.training.run_folder import RunFolder, write_text
@@ -53,11 +55,18 @@ class Session:
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
         build.build_operations(config)
+        stop = GracefulStop()
+        facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None)
+        loggers = build_loggers(config.logger, facts)
         policy = build.build_policy(config)
         module = build.build_module(config, policy, rewards)
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
-        callbacks, report, stop = _callbacks(config, folder, data, module, started)
-        trainer = _trainer(config, folder, callbacks)
+        log_parameters(loggers, facts)
+        callbacks, report = _callbacks(config, folder, data, module, stop, started)
+        trainer = _trainer(config, folder, callbacks, loggers)
+        prompts, ranks = config.rollout.prompts_per_step, trainer.world_size
+        if prompts % ranks:
+            raise UserError(f"rollout.prompts_per_step={prompts}: expected a multiple of the number of ranks, {ranks}")
         loop = GroupedRolloutLoop.install(trainer)
         return cls(trainer, module, data, report, stop, loop)
 
@@ -65,23 +74,23 @@ class Session:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
         if checkpoint is not None:
             self.data.start_step = finished_batches(checkpoint)
-        try:
+        with self.stop.handlers_kept():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
-        finally:
-            self.stop.restore()
 
 
 def finished_batches(checkpoint: Path) -> int:
     """How many prompt batches the run had finished when `checkpoint` was written."""
-    loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]["fit_loop"]
-    return int(loops["epoch_loop.manual_optimization.state_dict"]["finished_batches"])
+    try:
+        loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]["fit_loop"]
+        return int(loops["epoch_loop.manual_optimization.state_dict"]["finished_batches"])
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+        raise UserError(f"{checkpoint}: no readable checkpoint of a training run ({error})") from error
 
 
 def _callbacks(
-    config: DictConfig, folder: RunFolder, data: Any, module: BiCoTModule, started: float
-) -> tuple[list[L.Callback], RunReport, GracefulStop]:
+    config: DictConfig, folder: RunFolder, data: Any, module: BiCoTModule, stop: GracefulStop, started: float
+) -> tuple[list[L.Callback], RunReport]:
     settings, evaluation = build.evaluation_settings(config), config.evaluation
-    stop = GracefulStop()
     validation = BestByValidation(
         data.validation_records[: evaluation.validation_prompts],
         settings,
@@ -106,20 +115,19 @@ def _callbacks(
         started,
     )
     callbacks: list[L.Callback] = [
+        stop,
         StepLogs(folder.rollouts, config.checkpoint.rollouts_every),
         validation,
-        stop,
         ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every),
         report,
     ]
     if config.trainer.progress_bar:
-        callbacks.append(StepProgress())
-    return callbacks, report, stop
+        callbacks.append(StepProgress(settings.max_steps // config.algorithm.updates_per_rollout))
+    return callbacks, report
 
 
-def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
-    loggers: list[Logger] = [MetricsFile(folder.metrics)]
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
     return L.Trainer(
         accelerator=settings.accelerator,
@@ -128,8 +136,7 @@ def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback])
         strategy=settings.strategy,
         precision=precision(settings.precision, full),
         max_steps=settings.max_steps,
-        max_epochs=1,
-        limit_train_batches=ceil(settings.max_steps / config.algorithm.updates_per_rollout),
+        max_epochs=-1,
         logger=loggers,
         callbacks=callbacks,
         enable_checkpointing=False,

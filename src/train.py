@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import datetime
@@ -17,14 +18,26 @@ if TYPE_CHECKING:
     from src.training.run_folder import RunFolder
 
 STARTED = time.time()
+EXIT_FAILED = 1
+STAMP = "BICOT_RUN_STAMP"
 
 
 def train(config: DictConfig) -> int:
-    """One training run; returns the exit code (0 done, 130 / 143 interrupted with everything saved)."""
+    """One training run; returns the exit code.
+
+    0 done, 1 stopped by a reward or loss that is no number, 130 / 143 interrupted with everything saved.
+    """
+    from src.rewards.base import RewardError
     from src.session import Session
     from src.training.callbacks import StopRequested
+    from src.training.collect import NonFiniteError
 
     folder, checkpoint = locate(config)
+    summary = folder.read_summary()
+    if summary is not None and summary.get("finished") and summary["steps"] >= config.trainer.max_steps:
+        print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
+        print(closing_lines(summary, folder))
+        return 0
     session = Session.build(config, folder, STARTED)
     print(f"run folder: {folder.path}", flush=True)
     try:
@@ -32,6 +45,14 @@ def train(config: DictConfig) -> int:
     except StopRequested as stop:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
+    except (NonFiniteError, RewardError) as error:
+        kept = (
+            f"the last good checkpoint is {folder.last_checkpoint}"
+            if folder.last_checkpoint.is_file()
+            else ("no checkpoint was written yet")
+        )
+        print(f"error: {error}; {kept}", file=sys.stderr)
+        return EXIT_FAILED
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
     return session.stop.code or 0
@@ -47,8 +68,7 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
     from src.training.run_folder import RunFolder, newest_unfinished
 
     run, resume = config.run, config.resume
-    stamp = datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S")
-    job = job_number()
+    stamp, job = run_stamp(), job_number()
     suffix = "" if job is None else f"-{job}"
     fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{stamp}{suffix}")
     if resume is None:
@@ -66,6 +86,14 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
     if not checkpoint.is_file():
         raise UserError(f"resume={resume}: no checkpoint there ({checkpoint}); give a run folder, or resume=auto")
     return given, checkpoint
+
+
+def run_stamp() -> str:
+    """The time in a run folder's name; the ranks that Lightning starts take over that of the first."""
+    if "LOCAL_RANK" in os.environ and STAMP in os.environ:
+        return os.environ[STAMP]
+    os.environ[STAMP] = datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S")
+    return os.environ[STAMP]
 
 
 def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:

@@ -127,6 +127,41 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearHead:
+    """The last linear of a head: logits = features @ weight.T + bias; weight (V, F), bias (V,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return torch.nn.functional.linear(features, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRows:
+    """The reference's whole rows of a level, as its head's input: what the exact KL needs.
+
+    features (N, T, F), and those of the guidance branch where the log-probs are guided. Without graph.
+    """
+
+    features: Tensor
+    head: LinearHead
+    unconditional_features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def rows(self, index: Tensor | slice) -> ReferenceRows:
+        """The rows of some rollouts."""
+        branch = self.unconditional_features
+        return replace(
+            self,
+            features=self.features[index],
+            unconditional_features=None if branch is None else branch[index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLevel:
     """The tokens one level generated, with everything needed to score them again.
 
@@ -134,7 +169,7 @@ class TokenLevel:
     float32, log-probs under `sampling` as kept by the sampler; conditional_logp (N, T) the same
     tokens' log-probs without guidance. `unconditional` is the context of the guidance branch and
     `unconditional_features` (N, T, F) what the head read there during the rollout, reusable while the
-    policy is unchanged.
+    policy is unchanged. Of the reference there is either `ref_logp` (N, T) or, for the exact KL, `reference`.
     """
 
     context: TokenContext
@@ -147,6 +182,7 @@ class TokenLevel:
     unconditional_features: Tensor | None = None
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
+    reference: ReferenceRows | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.context), self.ids.shape[-1])
@@ -158,6 +194,8 @@ class TokenLevel:
                 _check(value, name, shape, torch.float32)
         if self.unconditional_features is not None:
             _check(self.unconditional_features, "unconditional_features", (*shape, None))
+        if self.reference is not None:
+            _check(self.reference.features, "reference features", (*shape, None))
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -184,6 +222,7 @@ class TokenLevel:
             unconditional_features=pick(self.unconditional_features),
             old_logp=pick(self.old_logp),
             ref_logp=pick(self.ref_logp),
+            reference=None if self.reference is None else self.reference.rows(index),
         )
 
 
@@ -232,17 +271,6 @@ class Experience:
 
     def __len__(self) -> int:
         return self.report.total.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class LinearHead:
-    """The last linear of a head: logits = features @ weight.T + bias; weight (V, F), bias (V,) or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return torch.nn.functional.linear(features, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)

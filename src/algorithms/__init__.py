@@ -15,7 +15,7 @@ from src.algorithms.advantages import (
     without_signal,
 )
 from src.algorithms.algorithm import Algorithm, load, names
-from src.algorithms.checks import check_settings
+from src.algorithms.checks import check_additions, check_settings
 from src.algorithms.losses import LevelCounts, LossInputs, count, normaliser, shared_normalisers
 from src.algorithms.metrics import MAXIMA, means, merge, sampler_mismatch
 
@@ -25,6 +25,7 @@ __all__ = [
     "LevelCounts",
     "LossInputs",
     "batch_normalised",
+    "check_additions",
     "check_settings",
     "count",
     "group_centred",

@@ -36,7 +36,8 @@ class Algorithm:
 
     clips: whether clip_low / clip_high mean anything. several_updates: whether more than one update on a
     rollout is sound (the surrogate has an importance ratio). whole_batch: the advantages need the rewards of
-    the whole prompt batch, over all ranks, not only of a group. per_token: the gradient of a token depends
+    the whole prompt batch, over all ranks, not only of a group. group_baseline: a group whose rewards are all
+    equal has advantages of zero, so that it may be dropped. per_token: the gradient of a token depends
     on that token alone, so that a fused head can compute it in one pass.
     """
 
@@ -47,6 +48,7 @@ class Algorithm:
     clips: bool = True
     several_updates: bool = True
     whole_batch: bool = False
+    group_baseline: bool = True
     per_token: bool = True
 
     def loss(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from src.algorithms.algorithm import Algorithm
 from src.algorithms.kl import ESTIMATORS, KL_NAMES
@@ -54,3 +55,69 @@ def _check_kl(beta: float, kl: str, kl_in: str) -> None:
             f"algorithm.kl=k1 with algorithm.kl_in=loss and algorithm.beta={beta}: as a loss, k1 has a gradient of "
             f"zero on average and only adds noise; choose algorithm.kl from {others}, or algorithm.kl_in=reward"
         )
+
+
+def check_additions(algorithm: Algorithm, settings: Mapping[str, Any], max_plan_tokens: int) -> None:
+    """Raise ValueError for additions to `algorithm` that contradict each other or would do nothing.
+
+    settings: the keys under ``algorithm``. max_plan_tokens: the cap of a plan, its end token included.
+    """
+    _check_plan_length(settings, max_plan_tokens)
+    _check_dynamic_sampling(algorithm, settings)
+    _check_entropy(settings)
+    shares = settings["level_shares"]
+    if None in shares.values() and any(share is not None for share in shares.values()):
+        given = " ".join(f"algorithm.level_shares.{name}={share}" for name, share in shares.items())
+        raise ValueError(f"{given}: shares are of one whole; set both, or neither (null)")
+    if settings["reference_refresh"] is not None and settings["beta"] == 0:
+        raise ValueError(
+            f"algorithm.reference_refresh={settings['reference_refresh']} with algorithm.beta=0: there is no KL, so"
+            " no reference to refresh; set beta above 0 or reference_refresh=null"
+        )
+
+
+def _check_plan_length(settings: Mapping[str, Any], max_plan_tokens: int) -> None:
+    unfinished, masked = settings["unfinished_plan_penalty"], settings["mask_unfinished"]
+    if masked and unfinished:
+        raise ValueError(
+            f"algorithm.mask_unfinished=true with algorithm.unfinished_plan_penalty={unfinished}: plans that never end"
+            " are either left out or made to cost; set one of the two to false / 0"
+        )
+    penalty, margin = settings["overlong_penalty"], settings["overlong_margin"]
+    if bool(penalty) != (margin is not None):
+        raise ValueError(
+            f"algorithm.overlong_penalty={penalty} algorithm.overlong_margin={margin}: the penalty grows over the last"
+            " `margin` tokens before the cap; set both, or neither (0 and null)"
+        )
+    if margin is not None and not 1 <= margin <= max_plan_tokens:
+        raise ValueError(f"algorithm.overlong_margin={margin}: expected 1 to rollout.max_plan_tokens={max_plan_tokens}")
+    if settings["penalties_on"] == "plan" and not (unfinished or penalty):
+        raise ValueError(
+            "algorithm.penalties_on=plan, but there is no penalty: set algorithm.unfinished_plan_penalty or"
+            " algorithm.overlong_penalty, or penalties_on=both"
+        )
+
+
+def _check_dynamic_sampling(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
+    if settings["dynamic_sampling"] and not algorithm.group_baseline:
+        raise ValueError(
+            f"algorithm.dynamic_sampling=true with algorithm.name={algorithm.name}: its baseline is that of the whole"
+            " batch, to which a group of equal rewards says something, too; set dynamic_sampling=false or choose"
+            f" another algorithm ({algorithm.name}_baseline compares within groups)"
+        )
+    if settings["signal_tolerance"] and not settings["dynamic_sampling"]:
+        raise ValueError(
+            f"algorithm.signal_tolerance={settings['signal_tolerance']} does nothing without dynamic sampling; set"
+            " algorithm.dynamic_sampling=true or signal_tolerance=0"
+        )
+
+
+def _check_entropy(settings: Mapping[str, Any]) -> None:
+    for level, target in settings["entropy_target"].items():
+        bonus = settings["entropy_bonus"][level]
+        if target is not None and bonus > settings["entropy_maximum"]:
+            raise ValueError(
+                f"algorithm.entropy_bonus.{level}={bonus}: above algorithm.entropy_maximum="
+                f"{settings['entropy_maximum']}, the bound of a steered bonus; lower it, or set"
+                f" algorithm.entropy_target.{level}=null for a fixed one"
+            )

@@ -159,14 +159,15 @@ def shared_normalisers(
     """One Z for each level, such that the loss is ``sum_l share_l * (mean over level l)``, shares made to sum to 1.
 
     With one common Z a plan of 50 tokens beside an image of 576 has 8 % of the weight; here it has what
-    `shares` says, policy term, KL and entropy alike. Levels with share 0 get infinity: they add nothing.
+    `shares` says, policy term, KL and entropy alike. Levels with share 0 or without a token get infinity: they
+    add nothing.
     Raises ValueError for a negative share, or none above 0.
     """
     total = sum(shares[name] for name in counts)
     if total <= 0 or any(shares[name] < 0 for name in counts):
         raise ValueError(f"shares of the levels {dict(shares)}: expected none below 0 and one above")
     return {
-        name: _size(aggregation, level) * total / shares[name] if shares[name] else float("inf")
+        name: _size(aggregation, level) * total / shares[name] if shares[name] and level.tokens else float("inf")
         for name, level in counts.items()
     }
 

@@ -82,3 +82,20 @@ class Policy(Protocol):
     def reference(self) -> AbstractContextManager[Decoder]:
         """The frozen reference's weights, valid inside the ``with`` block."""
         ...
+
+
+@runtime_checkable
+class RefreshableReference(Protocol):
+    """What a policy has besides `Policy` if its reference can move along (``algorithm.reference_refresh``)."""
+
+    def refresh_reference(self) -> None:
+        """Make the trained weights, as they are now, the reference."""
+        ...
+
+    def reference_state(self) -> dict[str, torch.Tensor]:
+        """A refreshed reference's weights by name, on the CPU, for checkpoints; empty before the first refresh."""
+        ...
+
+    def load_reference_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `reference_state` gave."""
+        ...

@@ -28,7 +28,8 @@ DEFAULT_PLAN_TEMPLATE = (
     "<|Assistant|>:"
 )
 DEFAULT_IMAGE_TEMPLATE = (
-    "{{ bos_token }}<|User|>: {{ messages[0]['content'] }}{% if plan %}. {{ plan }}{% endif %}\n\n<|Assistant|>:"
+    # An expression, not a block: transformers trims the newline behind a block.
+    "{{ bos_token }}<|User|>: {{ messages[0]['content'] }}{{ '. ' ~ plan if plan else '' }}\n\n<|Assistant|>:"
 )
 
 

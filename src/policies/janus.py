@@ -16,6 +16,7 @@ from torch.nn.functional import embedding
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.policies.llama import KVCache, LlamaTrunk
 from src.policies.lora import LoraSettings, attach_lora, load_lora
+from src.policies.snapshot import check_names, copy_of, lent, trained_parameters, write
 from src.values import IMAGE, PLAN, LevelOutput, LinearHead, TokenContext, TokenLevel
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class JanusPolicy(nn.Module):
         janus.requires_grad_(False)
         janus.eval()
         self._reference: tuple[JanusForConditionalGeneration, ...] = ()
+        # The adapter a refreshed reference has; empty: the reference is the base.
+        self._reference_adapter: dict[str, Tensor] = {}
+        self._refreshed = False
         if adapter is not None:
             self.network: Any = load_lora(janus, adapter)
         elif lora is not None:
@@ -177,15 +181,47 @@ class JanusPolicy(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[JanusDecoder]:
-        """LoRA: the same weights with the adapter off. Full fine-tuning: the frozen copy of the start."""
+        """LoRA: the same weights with the adapter off, or as it was at the last refresh. Full fine-tuning: the
+        frozen copy of the start, or of the last refresh.
+        """
         if self._reference:
             yield JanusDecoder(self._reference[0], merge=self.merge_rollout)
+            return
+        if self._reference_adapter:
+            with lent(trained_parameters(self), self._reference_adapter):
+                yield self.decoder()
             return
         adapter = self.adapter
         assert adapter is not None
         fused = self.merge_rollout or (self.merge_rollout is None and self.janus.lm_head.weight.dtype == torch.float32)
         with nullcontext() if fused else adapter.disable_adapter():
             yield JanusDecoder(self.janus, adapter=not fused, merge=fused)
+
+    def refresh_reference(self) -> None:
+        self._take_reference(trained_parameters(self))
+
+    def reference_state(self) -> dict[str, Tensor]:
+        if not self._refreshed:
+            return {}
+        state = self._frozen_counterparts() if self._reference else self._reference_adapter
+        return {name: value.detach().cpu() for name, value in state.items()}
+
+    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            self._take_reference({name: value.to(self.device) for name, value in state.items()})
+
+    def _take_reference(self, weights: Mapping[str, Tensor]) -> None:
+        if self._reference:
+            write(self._frozen_counterparts(), weights)
+        else:
+            check_names(trained_parameters(self), weights)
+            self._reference_adapter = copy_of(weights)
+        self._refreshed = True
+
+    def _frozen_counterparts(self) -> dict[str, Tensor]:
+        """The frozen copy's weights under the names the trained ones have here (full fine-tuning)."""
+        frozen = dict(self._reference[0].named_parameters())
+        return {name: frozen[name.removeprefix("network.")] for name in trained_parameters(self)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> JanusPolicy:
         """Move the hidden reference along with the module (`to`, `cuda`, ...)."""

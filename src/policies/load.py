@@ -27,7 +27,8 @@ def check_janus_directory(path: str | Path) -> Path:
         raise CheckpointError(f"model.path={path}: no such directory; give a Janus checkpoint in transformers' format")
     config = folder / "config.json"
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        content = json.loads(config.read_text(encoding="utf-8"))
+        kind = content.get("model_type") if isinstance(content, dict) else None
     except FileNotFoundError:
         raise CheckpointError(f"{config}: not found; model.path must be a checkpoint directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

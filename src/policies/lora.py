@@ -55,14 +55,38 @@ def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel
         ValueError: if `path` holds no adapter or one whose keys or shapes do not fit `model`.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
-    if not (path / "adapter_config.json").is_file():
-        raise ValueError(f"model.adapter={path}: no adapter_config.json there; give a folder written by PEFT")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        # PEFT would look for a missing file on a model hub.
+        if not (path / name).is_file():
+            raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
     try:
         peft_model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)  # type: ignore[arg-type]
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"model.adapter={path}: does not fit the base model: {error}") from error
+        problem = _key_problem(peft_model, path / "adapter_model.safetensors")
+    except (SafetensorError, TypeError, KeyError, OSError) as error:
+        raise ValueError(f"model.adapter={path}: damaged: {type(error).__name__}: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        problem = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
+        raise ValueError(f"model.adapter={path}: does not fit the base model: {problem}") from error
+    if problem is not None:
+        raise ValueError(f"model.adapter={path}: does not fit the base model: {problem}")
     return peft_model
+
+
+def _key_problem(model: PeftModel, file: Path) -> str | None:
+    """A key that only the file or only the model has; PEFT leaves such keys out with a warning at most."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(file), "pt") as opened:
+        saved = set(opened.keys())
+    own = set(get_peft_model_state_dict(model, save_embedding_layers=False))  # type: ignore[arg-type]
+    if extra := sorted(saved - own):
+        return f"{len(extra)} keys of the adapter are not in it, such as {extra[0]}"
+    if missing := sorted(own - saved):
+        return f"{len(missing)} keys are missing in the adapter, such as {missing[0]}"
+    return None
 
 
 def save_lora(model: PeftModel, path: Path) -> None:

@@ -1,22 +1,28 @@
-"""From a prompt batch to an `Experience`: roll out, score, compare within groups, ask the reference."""
+"""From a prompt batch to an `Experience`: roll out, score, ask the reference, compare within groups."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kernels import Operations
-from src.algorithms import Algorithm
-from src.policies.base import Policy
+from src.algorithms import Algorithm, weigh_levels
+from src.algorithms.kl import kl_estimate, needs_reference_logits, penalised_reward
+from src.algorithms.plan_length import mask_unfinished
+from src.policies.base import Decoder, Policy
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
-from src.rollout.noise import group_keys
-from src.training.statistics import score_level
-from src.values import Experience, PromptBatch, RewardReport, TokenLevel
+from src.rollout.noise import RolloutKey, group_keys
+from src.training.groups import Groups, PlanPenalties, Refilled, RefillSource, SampleGroups, penalise_unfinished, refill
+from src.training.ranks import ALONE, Ranks
+from src.training.statistics import level_rows, level_statistics, sampled_logp, score_level
+from src.values import PLAN, Experience, LevelOutput, PromptBatch, PromptRecord, RewardReport, TokenLevel
+
+__all__ = ["CollectSettings", "Collected", "NonFiniteError", "collect", "penalise_unfinished", "with_reference"]
 
 
 class NonFiniteError(RuntimeError):
@@ -25,10 +31,12 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class CollectSettings:
-    """What collecting needs to know besides the policy and the prompts.
+    """What collecting needs to know besides the policy and the prompts; see `AlgorithmConfig`.
 
     guided: train the log-probs of the guided distribution (else of the conditional branch). reference: run
-    the reference at all (beta > 0). unfinished_plan_penalty is taken off the reward of a plan that never ends.
+    the reference at all (beta > 0). penalties_on: whether a plan's penalties count against "both" levels or
+    the "plan" alone. kl: which KL; reward_beta: its weight where it stands in the reward, else 0.
+    max_refills: rounds of dynamic sampling, None for none of it, 0 only drops groups without signal.
     """
 
     seed: int
@@ -37,15 +45,37 @@ class CollectSettings:
     guided: bool
     reference: bool
     unfinished_plan_penalty: float = 0.0
+    overlong_penalty: float = 0.0
+    overlong_margin: int = 1
+    penalties_on: str = "both"
+    mask_unfinished: bool = False
+    level_weights: Mapping[str, float] = field(default_factory=dict)
+    kl: str = "k3"
+    reward_beta: float = 0.0
+    max_refills: int | None = None
+    signal_tolerance: float = 0.0
+
+    @property
+    def penalties(self) -> PlanPenalties:
+        return PlanPenalties(
+            self.rollout.max_plan_tokens, self.unfinished_plan_penalty, self.overlong_penalty, self.overlong_margin
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """An experience with what only the logs read: plans as text, which of them ended (N,), seconds by phase."""
+    """An experience with what only the logs read.
+
+    rollouts: all of them, whatever the experience masks; seconds by phase; records (B): the prompts, refilled
+    ones included; sampled: the report of the batch's own prompts, before any refill; figures: further ones.
+    """
 
     experience: Experience
     rollouts: Rollouts
     seconds: Mapping[str, float]
+    records: tuple[PromptRecord, ...]
+    sampled: RewardReport
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def collect(
@@ -55,40 +85,161 @@ def collect(
     algorithm: Algorithm,
     batch: PromptBatch,
     settings: CollectSettings,
+    refills: RefillSource | None = None,
+    ranks: Ranks = ALONE,
 ) -> Collected:
-    """Roll out G times each prompt of `batch` and prepare everything the update needs. Builds no graph."""
-    records = [record for record in batch.records for _ in range(settings.group_size)]
+    """Roll out G times each prompt of `batch` and prepare everything the update needs. Builds no graph.
+
+    refills: where dynamic sampling takes further prompts from, needed with ``settings.max_refills``.
+    """
+    watch, decoder = _Stopwatch(), policy.decoder()
+
+    def sample(records: Sequence[PromptRecord], keys: Sequence[RolloutKey]) -> Groups:
+        return _sample(policy, decoder, rewards, records, keys, settings, watch)
+
     keys = group_keys(settings.seed, "train", batch.step, batch.positions, settings.group_size)
-    watch = _Stopwatch()
-    rollouts = roll_out(policy, policy.decoder(), [record.prompt for record in records], keys, settings.rollout)
-    watch.lap("rollout")
-    report = penalise_unfinished(rewards(rollouts.pixels, records), rollouts.ended, settings.unfinished_plan_penalty)
-    watch.lap("reward")
-    levels = rollouts.levels
+    first = sample(batch.records, keys)
+    groups, kept, figures = _with_signal(first, batch, settings, refills, sample)
+    levels: dict[str, TokenLevel] = dict(groups.rollouts.levels)
     if settings.reference:
-        levels = with_reference(policy, operations, levels, settings.guided)
+        levels = with_reference(policy, operations, levels, settings.guided, needs_reference_logits(settings.kl))
+    totals = _level_totals(groups, settings)
+    if settings.reward_beta:
+        levels, penalty = kl_penalty(decoder, operations, levels, settings)
+        totals = {name: total - penalty for name, total in totals.items()}
+        figures["kl_penalty"] = float(penalty.mean())
     watch.lap("reference")
-    advantages = algorithm.advantages(report.total, settings.group_size)
-    experience = Experience(levels, dict.fromkeys(levels, advantages), report, settings.group_size)
-    return Collected(experience, rollouts, watch.seconds)
+    advantages = level_advantages(algorithm, totals, kept, settings, ranks)
+    levels = _counted(levels, groups.rollouts.ended, kept, settings)
+    experience = Experience(levels, advantages, groups.report, settings.group_size)
+    return Collected(experience, groups.rollouts, watch.seconds, groups.records, first.report, figures)
 
 
-def penalise_unfinished(report: RewardReport, ended: Tensor, penalty: float) -> RewardReport:
-    """The report with `penalty` taken off the total of every plan that did not end."""
-    if not penalty:
-        return report
-    return replace(report, total=report.total - penalty * (~ended).to(report.total))
+def _sample(
+    policy: Policy,
+    decoder: Decoder,
+    rewards: RewardEnsemble,
+    records: Sequence[PromptRecord],
+    keys: Sequence[RolloutKey],
+    settings: CollectSettings,
+    watch: _Stopwatch,
+) -> Groups:
+    """Rollouts of each record, scored."""
+    repeated = [record for record in records for _ in range(settings.group_size)]
+    rollouts = roll_out(policy, decoder, [record.prompt for record in repeated], keys, settings.rollout)
+    watch.lap("rollout")
+    bare = rewards(rollouts.pixels, repeated)
+    report = settings.penalties.apply(bare, rollouts)
+    watch.lap("reward")
+    return Groups(tuple(records), rollouts, report, bare.total)
+
+
+def _with_signal(
+    first: Groups, batch: PromptBatch, settings: CollectSettings, refills: RefillSource | None, sample: SampleGroups
+) -> tuple[Groups, Tensor, dict[str, float]]:
+    """The groups to learn from, which of their rollouts count (N,), and figures; see `refill`."""
+    if settings.max_refills is None:
+        return first, torch.ones_like(first.bare, dtype=torch.bool), {}
+    if refills is None:
+        raise ValueError("dynamic sampling: collect() was given no source of further prompts (refills)")
+    done: Refilled = refill(
+        first,
+        batch,
+        settings.group_size,
+        settings.seed,
+        settings.max_refills,
+        settings.signal_tolerance,
+        refills,
+        sample,
+    )
+    dropped = float((~done.kept).sum()) / settings.group_size
+    figures = {"refill/rounds": float(done.rounds), "refill/groups": float(done.replaced), "refill/dropped": dropped}
+    return done.groups, done.kept, figures
 
 
 def with_reference(
-    policy: Policy, operations: Operations, levels: Mapping[str, TokenLevel], guided: bool
+    policy: Policy, operations: Operations, levels: Mapping[str, TokenLevel], guided: bool, whole_rows: bool = False
 ) -> dict[str, TokenLevel]:
-    """The levels with the reference's log-probs of their tokens."""
+    """The levels with the reference's log-probs of their tokens, or with its whole rows for the exact KL."""
     with policy.reference() as reference:
+        if whole_rows:
+            return {
+                name: replace(level, reference=level_rows(reference, name, level, guided))
+                for name, level in levels.items()
+            }
         return {
             name: replace(level, ref_logp=score_level(operations, reference, name, level, guided).logp)
             for name, level in levels.items()
         }
+
+
+def kl_penalty(
+    decoder: Decoder, operations: Operations, levels: Mapping[str, TokenLevel], settings: CollectSettings
+) -> tuple[dict[str, TokenLevel], Tensor]:
+    """What the KL takes off each reward, (N,): beta times its sum over the tokens of both levels.
+
+    Returns the levels with `ref_logp` in any case: in the update the KL is for the logs only.
+    """
+    scored, kls = dict(levels), []
+    for name, level in levels.items():
+        if level.reference is not None:
+            with torch.no_grad():
+                output = LevelOutput(decoder.evaluate(name, level.context, level.ids), decoder.head(name))
+                statistics = level_statistics(operations, output, level, settings.guided, kl=settings.kl)
+            assert statistics.kl is not None
+            assert statistics.log_ratio is not None
+            scored[name] = replace(level, reference=None, ref_logp=statistics.logp + statistics.log_ratio)
+            kls.append((statistics.kl, level.mask))
+        else:
+            assert level.ref_logp is not None
+            log_ratio = level.ref_logp - sampled_logp(name, level, settings.guided)
+            kls.append((kl_estimate(log_ratio, settings.kl), level.mask))
+    nothing = torch.zeros_like(kls[0][0][:, 0])
+    return scored, -penalised_reward(nothing, kls, settings.reward_beta)
+
+
+def _level_totals(groups: Groups, settings: CollectSettings) -> dict[str, Tensor]:
+    """What each level is rewarded with: the penalties on a plan may spare the image."""
+    total = groups.report.total
+    spared = groups.bare if settings.penalties_on == PLAN else total
+    return {name: total if name == PLAN else spared for name in groups.rollouts.levels}
+
+
+def level_advantages(
+    algorithm: Algorithm, totals: Mapping[str, Tensor], kept: Tensor, settings: CollectSettings, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
+    """Advantages (N,) of each level, weighed; 0 for rollouts that are not `kept`."""
+    weights = {name: settings.level_weights.get(name, 1.0) for name in totals}
+    return {
+        name: weigh_levels(shared_advantages(algorithm, total, kept, settings.group_size, ranks), weights)[name]
+        for name, total in totals.items()
+    }
+
+
+def shared_advantages(algorithm: Algorithm, total: Tensor, kept: Tensor, group_size: int, ranks: Ranks) -> Tensor:
+    """The variant's advantages (N,) of this rank's rollouts, compared over all ranks where it asks for the batch."""
+    mine = total[kept]
+    parts, rank = (ranks.gather(mine), ranks.rank) if algorithm.whole_batch else ([mine], 0)
+    whole, advantages = torch.cat(parts), torch.zeros_like(total)
+    if whole.numel():
+        compared = algorithm.advantages(whole, group_size)
+        advantages[kept] = compared.split([len(part) for part in parts])[rank]
+    return advantages
+
+
+def _counted(
+    levels: Mapping[str, TokenLevel], ended: Tensor, kept: Tensor, settings: CollectSettings
+) -> dict[str, TokenLevel]:
+    """The levels with the masks of what is learned from: dropped groups never, cut plans if so configured.
+
+    Dropped groups stay as masked rows: so all ranks go on in step, however many groups each has left.
+    """
+    counted = dict(levels)
+    if settings.mask_unfinished:
+        counted[PLAN] = replace(counted[PLAN], mask=mask_unfinished(counted[PLAN].mask, ended))
+    if settings.max_refills is not None:
+        counted = {name: replace(level, mask=level.mask & kept[:, None]) for name, level in counted.items()}
+    return counted
 
 
 class _Stopwatch:
@@ -102,5 +253,5 @@ class _Stopwatch:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

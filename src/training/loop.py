@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
+from math import nan
 from typing import Any
 
 import lightning as L
@@ -19,7 +20,8 @@ from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
-from src.algorithms import share_without_signal
+from src.algorithms import MAXIMA, share_without_signal
+from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
 from src.training.collect import Collected, NonFiniteError
 from src.training.module import BiCoTModule
@@ -64,35 +66,58 @@ class GroupedRolloutLoop(_ManualOptimization):
             metrics = self._learn(collected)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {batch.step}: {error}") from error
+        except RewardError as error:
+            raise RewardError(error.expert, f"step {batch.step}: {error.problem}", error.prompt) from error
         end = time.perf_counter()
+        bonus = self._module.entropy.coefficients() if self._module.entropy.used else {}
+        figures = shown(metrics)
         self._module.step_metrics = {
-            **shown(metrics),
+            **figures,
+            **{f"{name}/entropy_bonus": value for name, value in bonus.items()},
             **experience_metrics(collected),
             **{f"seconds/{name}": value for name, value in collected.seconds.items()},
             "seconds/update": end - learning,
             "seconds": end - start,
         }
+        self._module.entropy.observe({name: figures.get(f"{name}/entropy", nan) for name in metrics})
+        self._module.refresh_reference(self.trainer.global_step)
         self.finished_batches = batch.step + 1
 
     def _learn(self, collected: Collected) -> Metrics:
-        """All updates on one experience; returns the metrics of the last."""
+        """All updates on one experience; returns the metrics of the last, over all ranks.
+
+        How far the sampler was off is measured by the first one only, with the weights that sampled; it is kept.
+        """
         module, experience = self._module, collected.experience
         metrics: Metrics = {}
+        first: Metrics = {}
         for update in range(module.updates_per_rollout):
             if update:
                 experience = module.refreshed(experience)
             parts = self._parts(experience)
-            optimizer = module.optimizers()
+            optimizer: Any = module.optimizers()
             optimizer.zero_grad()
             metrics, experience = run_update(experience, parts, self._forward, self._backward, self._no_sync)
             self._step(optimizer)
-        return metrics
+            first = first or metrics
+        return self._metrics_over_ranks({name: {**first[name], **metrics[name]} for name in metrics})
 
     def _parts(self, experience: Experience) -> list[MicroBatch]:
         module = self._module
         longest = {PLAN: module.collecting.rollout.max_plan_tokens, IMAGE: module.policy.image_tokens}
         size, ranks = module.optim.microbatch, self.trainer.world_size
-        return list(microbatches(experience, size, module.algorithm, longest, self._over_ranks, ranks))
+        return list(
+            microbatches(
+                experience,
+                size,
+                module.algorithm,
+                longest,
+                self._over_ranks,
+                ranks,
+                module.updating.level_shares,
+                module.entropy.coefficients(),
+            )
+        )
 
     def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         return call._call_strategy_hook(self.trainer, "training_step", part, 0)
@@ -101,13 +126,26 @@ class GroupedRolloutLoop(_ManualOptimization):
         self._module.manual_backward(loss)
 
     def _no_sync(self) -> AbstractContextManager[None]:
-        model = self.trainer.strategy.model
+        model: Any = self.trainer.strategy.model
         return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
 
     def _over_ranks(self, local: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return local
         return self.trainer.strategy.reduce(local.to(self._module.device), reduce_op="sum").cpu()
+
+    def _metrics_over_ranks(self, metrics: Metrics) -> Metrics:
+        """Sums summed and maxima taken over all ranks, so that figures (and what steers by them) agree on each."""
+        if self.trainer.world_size == 1:
+            return metrics
+        names = [(level, name) for level in metrics for name in metrics[level]]
+        values = torch.stack([metrics[level][name].double() for level, name in names])
+        reduce = self.trainer.strategy.reduce
+        summed, largest = reduce(values.clone(), reduce_op="sum"), reduce(values.clone(), reduce_op="max")
+        merged: Metrics = {level: {} for level in metrics}
+        for index, (level, name) in enumerate(names):
+            merged[level][name] = (largest if name in MAXIMA else summed)[index]
+        return merged
 
     def _step(self, optimizer: Any) -> None:
         module = self._module
@@ -121,14 +159,18 @@ class GroupedRolloutLoop(_ManualOptimization):
 
 
 def experience_metrics(collected: Collected) -> dict[str, float]:
-    """Reward, groups without signal and plan figures of one prompt batch."""
+    """Reward, groups without signal and plan figures of one prompt batch.
+
+    Rewards are those of the batch's own prompts, before dynamic sampling chose: comparable between variants.
+    """
     experience, rollouts = collected.experience, collected.rollouts
-    report = report_metrics(experience.report)
+    report = report_metrics(collected.sampled)
     return {
         "reward": report.pop("total/mean"),
         "reward_std": report.pop("total/std"),
-        "groups_without_signal": float(share_without_signal(experience.report.total, experience.group_size)),
+        "groups_without_signal": float(share_without_signal(collected.sampled.total, experience.group_size)),
         "plan/length": float(rollouts.levels[PLAN].mask.sum(1).float().mean()),
         "plan/ended": float(rollouts.ended.float().mean()),
+        **collected.figures,
         **report,
     }

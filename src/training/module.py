@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +13,14 @@ from torch import Tensor
 
 from kernels import Operations
 from src.algorithms import Algorithm
+from src.policies.base import RefreshableReference
 from src.rewards.ensemble import RewardEnsemble
 from src.training.collect import Collected, CollectSettings, collect
+from src.training.entropy_control import EntropyControl, EntropySettings
+from src.training.groups import keyed_records
+from src.training.ranks import current_ranks
 from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
-from src.values import IMAGE, Experience, PromptBatch
+from src.values import IMAGE, Experience, PromptBatch, PromptRecord
 
 # What the progress bar shows, where a step has it.
 PROGRESS_METRICS = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")
@@ -54,6 +58,8 @@ class BiCoTModule(L.LightningModule):
         optim: OptimSettings,
         updates_per_rollout: int,
         max_steps: int,
+        entropy: EntropySettings | None = None,
+        reference_refresh: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -68,6 +74,8 @@ class BiCoTModule(L.LightningModule):
         self.optim = optim
         self.updates_per_rollout = updates_per_rollout
         self.max_steps = max_steps
+        self.entropy = EntropyControl(entropy or EntropySettings())
+        self.reference_refresh = reference_refresh
         self.collected: Collected | None = None
         self.step_metrics: dict[str, float] = {}
 
@@ -76,8 +84,33 @@ class BiCoTModule(L.LightningModule):
 
     def collect(self, batch: PromptBatch) -> Collected:
         """Experience of one prompt batch, with the weights as they are."""
-        self.collected = collect(self.policy, self.rewards, self.operations, self.algorithm, batch, self.collecting)
+        self.collected = collect(
+            self.policy,
+            self.rewards,
+            self.operations,
+            self.algorithm,
+            batch,
+            self.collecting,
+            self.refill_prompts,
+            current_ranks(),
+        )
         return self.collected
+
+    def refill_prompts(self, step: int, attempt: int, positions: Sequence[int]) -> Sequence[PromptRecord]:
+        """Further training prompts for dynamic sampling, from the trainer's data module."""
+        records: Sequence[PromptRecord] = self.trainer.datamodule.train_records  # type: ignore[attr-defined]
+        return keyed_records(records, self.collecting.seed, step, attempt, positions)
+
+    def refresh_reference(self, step: int) -> bool:
+        """At optimiser step `step`, after a prompt batch: take today's weights as the reference if it is time.
+
+        Several updates on one batch move the step by more than one. Returns whether it was done.
+        """
+        every = self.reference_refresh
+        if every is None or step // every == (step - self.updates_per_rollout) // every:
+            return False
+        self.policy.refresh_reference()
+        return True
 
     def training_step(self, batch: MicroBatch, batch_idx: int = 0) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         """Loss of one microbatch; see `step_loss`."""
@@ -112,6 +145,18 @@ class BiCoTModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.trained_state()
+        if self.entropy.used:
+            checkpoint["entropy_control"] = self.entropy.state_dict()
+        if self.reference_refresh is not None:
+            assert isinstance(self.policy, RefreshableReference)
+            checkpoint["reference"] = self.policy.reference_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "entropy_control" in checkpoint:
+            self.entropy.load_state_dict(checkpoint["entropy_control"])
+        if checkpoint.get("reference"):
+            assert isinstance(self.policy, RefreshableReference)
+            self.policy.load_reference_state(checkpoint["reference"])
 
     def trained_state(self) -> dict[str, Tensor]:
         """The trained parameters by name, on the CPU."""

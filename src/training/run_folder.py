@@ -48,6 +48,14 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary; None where there is none or it cannot be read."""
+        try:
+            value = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
     def samples(self, when: str) -> Path:
         """The sheet of samples, `when` is "before" or "after"."""
         return self.path / f"samples_{when}.png"
@@ -80,6 +88,5 @@ def newest_unfinished(root: Path, name: str) -> RunFolder | None:
 
 
 def _finished(run: RunFolder) -> bool:
-    if not run.summary.is_file():
-        return False
-    return bool(json.loads(run.summary.read_text(encoding="utf-8")).get("finished"))
+    summary = run.read_summary()
+    return summary is not None and bool(summary.get("finished"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from kernels import Operations, TokenStatistics
 from src.policies.base import Decoder
-from src.values import LevelOutput, TokenLevel
+from src.values import IMAGE, LevelOutput, ReferenceRows, TokenLevel
 
 
 def level_statistics(
@@ -19,13 +20,16 @@ def level_statistics(
     *,
     kl: str | None = None,
     entropy: bool = False,
+    entropy_grad: bool = False,
 ) -> TokenStatistics:
     """Statistics of the level's tokens under `output`.
 
     guided: of the distribution that was sampled from; else of the conditional branch alone. The guided ones
-    need ``level.unconditional_features`` of the same weights; no gradient goes into that branch.
+    need ``level.unconditional_features`` of the same weights; no gradient goes into that branch. The KL is
+    left out where the level has no reference.
     """
     mix = guided and level.sampling.guided
+    rows = level.reference
     return operations.head_statistics(
         output.features,
         output.head.weight,
@@ -35,10 +39,20 @@ def level_statistics(
         unconditional_features=level.unconditional_features if mix else None,
         guidance_scale=level.sampling.guidance_scale if mix else 1.0,
         ref_logp=level.ref_logp,
-        kl=kl if level.ref_logp is not None else None,
+        kl=kl if level.ref_logp is not None or rows is not None else None,
         entropy=entropy,
-        entropy_grad=False,
+        entropy_grad=entropy_grad,
+        **({} if rows is None else _reference_arguments(rows)),
     )
+
+
+def _reference_arguments(rows: ReferenceRows) -> dict[str, Tensor | None]:
+    return {
+        "ref_features": rows.features,
+        "ref_weight": rows.head.weight,
+        "ref_bias": rows.head.bias,
+        "ref_unconditional_features": rows.unconditional_features,
+    }
 
 
 def score_level(
@@ -46,10 +60,21 @@ def score_level(
 ) -> TokenStatistics:
     """Log-probs of a level's tokens under the weights of `decoder`, the guidance branch included. No graph."""
     with torch.no_grad():
-        head = decoder.head(name)
+        rows = level_rows(decoder, name, level, guided)
+        output = LevelOutput(rows.features, rows.head)
+        bare = replace(level, unconditional_features=rows.unconditional_features, ref_logp=None, reference=None)
+        return level_statistics(operations, output, bare, guided)
+
+
+def level_rows(decoder: Decoder, name: str, level: TokenLevel, guided: bool) -> ReferenceRows:
+    """What the head of `decoder` reads at every token of a level, in the guidance branch too. No graph."""
+    with torch.no_grad():
         branch = None
         if guided and level.sampling.guided and level.unconditional is not None:
             branch = decoder.evaluate(name, level.unconditional, level.ids)
-        output = LevelOutput(decoder.evaluate(name, level.context, level.ids), head)
-        bare = replace(level, unconditional_features=branch, ref_logp=None)
-        return level_statistics(operations, output, bare, guided)
+        return ReferenceRows(decoder.evaluate(name, level.context, level.ids), decoder.head(name), branch)
+
+
+def sampled_logp(name: str, level: TokenLevel, guided: bool) -> Tensor:
+    """The sampler's own log-probs (N, T) of the distribution that is trained."""
+    return level.rollout_logp if guided or name != IMAGE else level.conditional_logp

@@ -8,23 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kernels import Operations, TokenStatistics
-from src.algorithms import Algorithm, LossInputs, count, means, merge, normaliser, sampler_mismatch
+from src.algorithms import (
+    Algorithm,
+    LevelCounts,
+    LossInputs,
+    count,
+    means,
+    merge,
+    normaliser,
+    sampler_mismatch,
+    shared_normalisers,
+)
+from src.algorithms.correction import truncated_importance
 from src.training.collect import NonFiniteError
-from src.training.statistics import level_statistics
-from src.values import IMAGE, Experience, LevelOutput, LossOutput, TokenLevel
+from src.training.statistics import level_statistics, sampled_logp
+from src.values import Experience, LevelOutput, LossOutput, TokenLevel
 
 Metrics = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
-    """Constants of the objective; see `AlgorithmConfig`."""
+    """Constants of the objective; see `AlgorithmConfig`.
+
+    beta weighs the KL in the loss (0 where it stands in the reward). entropy: measure it for the logs.
+    """
 
     beta: float
     kl: str
@@ -32,19 +46,24 @@ class UpdateSettings:
     clip_low: float
     clip_high: float
     entropy: bool = True
+    correction_cap: float | None = None
+    level_shares: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Some rollouts of an experience and what turns their loss into a part of the whole step's.
 
-    `scale` multiplies the loss: DDP averages gradients over ranks, the objective sums them.
+    `scale` multiplies the loss: DDP averages gradients over ranks, the objective sums them. `normalisers` are
+    those of each level, where levels have shares of their own. `entropy_bonus` by level, 0 where not named.
     """
 
     levels: Mapping[str, TokenLevel]
     advantages: Mapping[str, Tensor]
     normaliser: float
     scale: float = 1.0
+    normalisers: Mapping[str, float] | None = None
+    entropy_bonus: Mapping[str, float] = field(default_factory=dict)
 
 
 def microbatches(
@@ -54,12 +73,17 @@ def microbatches(
     max_tokens: Mapping[str, int],
     world: Callable[[Tensor], Tensor],
     ranks: int,
+    level_shares: Mapping[str, float] | None = None,
+    entropy_bonus: Mapping[str, float] | None = None,
 ) -> Iterator[MicroBatch]:
     """Cut an experience into parts of at most `size` rollouts.
 
     max_tokens: the longest a row of each level can become, a setting. world: sums a tensor over ranks.
+    level_shares: the weight of each level in the loss; None: every token weighs alike.
     """
-    total = step_normaliser(experience, algorithm, max_tokens, world)
+    counts = step_counts(experience, max_tokens, world)
+    total = normaliser(algorithm.aggregation, counts) or 1.0  # no token counts: the loss is 0, over anything
+    shared = None if level_shares is None else shared_normalisers(algorithm.aggregation, counts, level_shares)
     rollouts = len(experience)
     size = size or rollouts
     for start in range(0, rollouts, size):
@@ -69,23 +93,22 @@ def microbatches(
             {name: values[rows] for name, values in experience.advantages.items()},
             total,
             float(ranks),
+            shared,
+            entropy_bonus or {},
         )
 
 
-def step_normaliser(
-    experience: Experience, algorithm: Algorithm, max_tokens: Mapping[str, int], world: Callable[[Tensor], Tensor]
-) -> float:
-    """Z of the optimiser step over all ranks."""
+def step_counts(
+    experience: Experience, max_tokens: Mapping[str, int], world: Callable[[Tensor], Tensor]
+) -> dict[str, LevelCounts]:
+    """What the normaliser of the optimiser step is made of, by level, over all ranks."""
     counts = {name: count(level.mask, max_tokens[name]) for name, level in experience.levels.items()}
     local = torch.tensor([[c.tokens, c.sequences] for c in counts.values()], dtype=torch.float64)
     summed = world(local)
-    return normaliser(
-        algorithm.aggregation,
-        {
-            name: c._replace(tokens=float(row[0]), sequences=float(row[1]))
-            for (name, c), row in zip(counts.items(), summed, strict=True)
-        },
-    )
+    return {
+        name: c._replace(tokens=float(row[0]), sequences=float(row[1]))
+        for (name, c), row in zip(counts.items(), summed, strict=True)
+    }
 
 
 def step_loss(
@@ -100,8 +123,15 @@ def step_loss(
     metrics: Metrics = {}
     logps: dict[str, Tensor] = {}
     for name, level in batch.levels.items():
+        bonus = batch.entropy_bonus.get(name, 0.0) > 0
         statistics = level_statistics(
-            operations, outputs[name], level, settings.guided, kl=settings.kl, entropy=settings.entropy
+            operations,
+            outputs[name],
+            level,
+            settings.guided,
+            kl=settings.kl,
+            entropy=settings.entropy or bonus,
+            entropy_grad=bonus,
         )
         logps[name] = statistics.logp.detach()
         part = level_loss(name, level, statistics, batch, algorithm, settings)
@@ -120,6 +150,7 @@ def level_loss(
     settings: UpdateSettings,
 ) -> LossOutput:
     """One level's part of the loss; raises NonFiniteError naming the level."""
+    sampled = sampled_logp(name, level, settings.guided)
     inputs = LossInputs(
         logp=statistics.logp,
         advantages=batch.advantages[name],
@@ -127,22 +158,30 @@ def level_loss(
         old_logp=level.old_logp,
         kl=statistics.kl,
         entropy=statistics.entropy,
+        correction=_correction(level, statistics.logp, sampled, settings.correction_cap),
     )
     output = algorithm.loss(
         inputs,
-        normaliser=batch.normaliser,
+        normaliser=batch.normaliser if batch.normalisers is None else batch.normalisers[name],
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
         beta=settings.beta if statistics.kl is not None else 0.0,
+        entropy_bonus=batch.entropy_bonus.get(name, 0.0),
     )
     if not torch.isfinite(output.loss):
         raise NonFiniteError(f"level {name!r}: the loss is {output.loss.item()}")
     if level.old_logp is not None:
         return output
     # Before the first update the same weights sampled these tokens: what differs is numerics.
-    sampled = level.rollout_logp if settings.guided or name != IMAGE else level.conditional_logp
     mismatch = sampler_mismatch(sampled, statistics.logp, level.mask)
     return replace(output, metrics={**output.metrics, **mismatch})
+
+
+def _correction(level: TokenLevel, logp: Tensor, sampled: Tensor, cap: float | None) -> Tensor | None:
+    """Weights (N, T) for a sampler that differs from training, under the weights that sampled; None without a cap."""
+    if cap is None:
+        return None
+    return truncated_importance(logp if level.old_logp is None else level.old_logp, sampled, level.mask, cap)
 
 
 def run_update(

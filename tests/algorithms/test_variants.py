@@ -273,7 +273,9 @@ def test_clip_metrics_of_the_variants() -> None:
 
 
 def test_facts_hold() -> None:
-    """per_token: does one token's gradient depend on another's log-prob? several_updates: is there a ratio?"""
+    """per_token: does one token's gradient depend on another's log-prob? several_updates: is there a ratio?
+    whole_batch: do other groups matter? group_baseline: does a group of equal rewards say nothing?
+    """
     mask = torch.ones(1, 3, dtype=torch.bool)
     for name in names():
         algorithm = load(name)
@@ -290,3 +292,5 @@ def test_facts_hold() -> None:
         assert (not shifted.equal(algorithm.advantages(torch.tensor([0.0, 1.0, 3.0, 9.0]), 2)[:2])) == (
             algorithm.whole_batch
         ), name
+        silent = algorithm.advantages(torch.tensor([1.0, 1.0, 3.0, 9.0]), 2)[:2]
+        assert silent.eq(0).all() == algorithm.group_baseline, name

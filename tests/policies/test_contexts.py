@@ -34,11 +34,6 @@ def test_prompt_and_plan_join_with_one_full_stop(prompt: str, plan: str, expecte
     assert text.removeprefix(f"{BOS}<|User|>: ").removesuffix("<|Assistant|>:").rstrip("\n") == expected
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="src/policies/contexts.py DEFAULT_IMAGE_TEMPLATE: transformers renders with trim_blocks, which eats the first"
-    " newline after {% endif %}; the turns are then separated by one newline instead of Janus-Pro's two",
-)
 @pytest.mark.parametrize("plan", ["red one", ""])
 def test_the_published_image_layout_separates_turns_by_a_blank_line(plan: str) -> None:
     """Janus-Pro's "deepseek" format joins turns with two newlines; it was never trained on anything else."""
@@ -65,7 +60,9 @@ def test_the_templates_of_the_checkpoint_win() -> None:
     assert image_texts(tokenizer, ["a red circle"], [""]) == [f"{BOS} a red circle ->"]
 
 
-@pytest.mark.parametrize("prompt", ["{{ 7*7 }} {% raw %}", 'quotes " and \' in it', "Ein rotes Quadrat, größer: (1) 漢字"])
+@pytest.mark.parametrize(
+    "prompt", ["{{ 7*7 }} {% raw %}", "quotes \" and ' in it", "Ein rotes Quadrat, größer: (1) 漢字"]
+)
 def test_a_prompt_is_data_never_template(prompt: str) -> None:
     assert prompt in plan_texts(tiny_tokenizer(), [prompt])[0]
     assert f"{prompt}. {prompt}" in image_texts(tiny_tokenizer(), [prompt], [prompt])[0]
@@ -111,7 +108,7 @@ def test_the_guidance_branch_is_bos_pads_boi_whatever_stands_beside_it(lengths: 
 
 def test_plans_are_read_without_special_tokens_and_padding() -> None:
     policy = tiny_policy()
-    word = {w: i for w, i in policy.tokenizer.get_vocab().items()}
+    word = dict(policy.tokenizer.get_vocab().items())
     ids = torch.tensor(
         [
             [word["red"], word["circle"], policy.end_id, policy.end_id],

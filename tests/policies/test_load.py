@@ -33,9 +33,7 @@ def test_a_loaded_checkpoint_is_the_saved_one(checkpoint: Path) -> None:
     same = tiny_policy(lora={"r": 2}, adapter_scale=0.0)
     context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 5)
     assert torch.equal(context.ids, contexts(same, PLAN).ids)
-    assert torch.equal(
-        level_logps(policy.janus, PLAN, context, ids), level_logps(same.janus, PLAN, context, ids)
-    )
+    assert torch.equal(level_logps(policy.janus, PLAN, context, ids), level_logps(same.janus, PLAN, context, ids))
     assert (policy.end_id, policy.begin_of_image_id, policy.image_tokens) == (1, 4, 9)
 
 
@@ -87,12 +85,6 @@ def test_damage_is_told_with_the_path(copied: Path, damage: object, words: list[
 
 
 @pytest.mark.parametrize("broken", ["null", "[1, 2]", '"janus"'])
-@pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="src/policies/load.py check_janus_directory: a config.json that is valid JSON but no object raises"
-    " AttributeError instead of CheckpointError",
-)
 def test_a_config_that_is_no_object_is_damage_too(copied: Path, broken: str) -> None:
     (copied / "config.json").write_text(broken)
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -155,6 +147,7 @@ def test_an_adapter_of_another_width_is_refused(tmp_path: Path) -> None:
         JanusPolicy(tiny_janus(), tiny_tokenizer(), adapter=tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize("layers", [1, 3])
 def test_an_adapter_of_another_depth_is_refused(tmp_path: Path, layers: int) -> None:
     """PEFT itself only warns: half of the adapter would silently be dropped, or stay as drawn."""

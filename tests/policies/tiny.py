@@ -39,7 +39,13 @@ def tiny_janus(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """A `JanusForConditionalGeneration` with side*side image tokens; weights large enough to tell tokens apart."""
-    from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+    from transformers import (
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusVisionConfig,
+        JanusVQVAEConfig,
+        LlamaConfig,
+    )
 
     torch.manual_seed(seed)
     config = JanusConfig(

@@ -29,10 +29,11 @@ class ResumableCheckpoint(Callback):
 
     def save(self, trainer: L.Trainer) -> None:
         """One checkpoint of the run as it is now, with the logs up to it on disk."""
+        # First the logs: a kill in between may leave rows too many (dropped on a resume), never too few.
+        for logger in trainer.loggers:
+            logger.save()
         partial = self.path.with_name(self.path.name + ".partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             partial.replace(self.path)
         trainer.strategy.barrier("checkpoint")
-        for logger in trainer.loggers:
-            logger.save()

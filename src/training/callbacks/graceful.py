@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -31,21 +33,21 @@ class GracefulStop(Callback):
 
     def __init__(self) -> None:
         self.code: int | None = None
-        self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over; after Lightning, whose own handler would end the run in the middle of a step."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over. Lightning registers its own handler, which ends the run in mid-step, before this."""
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._received)
+            signal.signal(number, self._received)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+    @contextmanager
+    def handlers_kept(self) -> Iterator[None]:
+        """Give the signals back, on leaving, to whoever had them on entering."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.code is not None:

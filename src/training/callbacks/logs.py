@@ -43,10 +43,14 @@ class StepLogs(Callback):
         figures = {**pl_module.step_metrics, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
-        if trainer.is_global_zero and (step - 1) % self.rollouts_every == 0:
-            self._write_group(step, pl_module, batch)
+        if trainer.is_global_zero and self._due(step, pl_module.updates_per_rollout):
+            self._write_group(step, pl_module)
 
-    def _write_group(self, step: int, module: BiCoTModule, batch: PromptBatch) -> None:
+    def _due(self, step: int, updates: int) -> bool:
+        """Whether a multiple of `rollouts_every` was reached since the last batch; the first batch always is."""
+        return (step - 1) // self.rollouts_every != (step - 1 - updates) // self.rollouts_every
+
+    def _write_group(self, step: int, module: BiCoTModule) -> None:
         collected = module.collected
         if collected is None:
             return
@@ -55,8 +59,8 @@ class StepLogs(Callback):
             for row in range(collected.experience.group_size):
                 entry = {
                     "step": step,
-                    "prompt": batch.records[0].prompt,
-                    "kind": batch.records[0].task_type,
+                    "prompt": collected.records[0].prompt,
+                    "kind": collected.records[0].task_type,
                     "plan": plans[row],
                     "ended": bool(collected.rollouts.ended[row]),
                     "reward": round(float(report.total[row]), 4),

@@ -11,7 +11,16 @@ SHORT = {"plan/kl": "kl plan", "image/kl": "kl image", "seconds": "s/step", "all
 
 
 class StepProgress(TQDMProgressBar):
-    """One bar for the run; its figures have short names and few digits."""
+    """One bar for the run of `batches` prompt batches; its figures have short names and few digits."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches = batches
+
+    @property
+    def total_train_batches(self) -> int:
+        """The stream of prompts has no end; the run has."""
+        return self.batches
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer, *_)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from src.config import UserError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
@@ -42,17 +43,20 @@ class BestByValidation(Callback):
         self.best: float | None = None
         self.best_step: int | None = None
         self.history: dict[int, dict[str, float]] = {}
+        self.pending = False
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "history": self.history}
+        return {"best": self.best, "best_step": self.best_step, "history": self.history, "pending": self.pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.pending = state_dict["pending"]
         self.history = {int(step): figures for step, figures in state_dict["history"].items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
-        if trainer.global_step not in self.history:
+        # A resumed run has its history; one more validation would be one that the undisturbed run never made.
+        if self.pending or not self.history:
             self.validate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: BiCoTModule, *_: Any) -> None:
@@ -70,7 +74,9 @@ class BestByValidation(Callback):
         except StopRequested:
             if trainer.global_step == 0:
                 raise
-            return  # the step before it is saved; a half validation says nothing
+            self.pending = True  # a half validation says nothing; the resumed run makes it whole
+            return
+        self.pending = False
         figures = evaluation.means()
         step = trainer.global_step
         self.history[step] = figures
@@ -86,7 +92,7 @@ class BestByValidation(Callback):
 
     def _figure(self, figures: dict[str, float]) -> str:
         if self.monitor not in figures:
-            raise ValueError(f"evaluation.monitor={self.monitor}: expected one of {', '.join(sorted(figures))}")
+            raise UserError(f"evaluation.monitor={self.monitor}: expected one of {', '.join(sorted(figures))}")
         return self.monitor
 
     def _evaluate(self, module: BiCoTModule) -> Evaluation:

@@ -1,0 +1,190 @@
+"""Export: ``python -m src.export run=runs/NAME out=DIR [merge=true]``.
+
+Writes what a run trained in the formats of plain transformers and peft: the PEFT adapter, or with
+``merge=true`` a whole checkpoint. A run of full fine-tuning is always written as a whole checkpoint.
+
+    python -m src.export run=runs/bicot_lora out=adapter
+    python -m src.export run=runs/bicot_lora out=checkpoint merge=true
+    python -m src.export adapter=runs/bicot_lora/adapter out=checkpoint merge=true dtype=bfloat16
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src import cli
+from src.config import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# In front of the transformers model's own names, where the policy holds it.
+NETWORK = "policy.network."
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to export: a base and either an adapter on it or the weights that replace some of its own."""
+
+    base: Path
+    adapter: Path | None
+    weights: Path | None = None
+
+
+def export(config: DictConfig) -> int:
+    """One export; returns the exit code."""
+    if config.out is None:
+        raise UserError("out: missing; give the folder to write, as in out=exported/bicot_lora")
+    from src.output_folder import check_free, written_whole
+
+    out = Path(config.out).expanduser()
+    check_free(out, config.overwrite)
+    source = locate_source(config.run, config.adapter, config.base)
+    if out.resolve() in (source.base.resolve(), source.adapter and source.adapter.resolve()):
+        raise UserError(f"out={out}: is what is to be exported; choose another folder")
+    whole = config.merge or source.adapter is None
+    if config.dtype != "auto" and not whole:
+        raise UserError(f"dtype={config.dtype}: an adapter keeps its dtype; add merge=true or leave dtype out")
+    from src.policies import export as policies
+
+    quiet()
+    with written_whole(out) as folder:
+        try:
+            if source.weights is not None:
+                policies.write_trained(_own_names(source.weights), source.base, folder, config.dtype)
+            elif source.adapter is not None and whole:
+                policies.write_merged(source.adapter, source.base, folder, config.dtype)
+            elif source.adapter is not None:
+                policies.write_adapter(source.adapter, source.base, folder)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    print(f"{'checkpoint' if whole else 'adapter'}: {out}")
+    return 0
+
+
+def locate_source(run: str | None, adapter: str | None, base: str | None) -> Source:
+    """Base, adapter or weights, checked to be there.
+
+    Raises:
+        UserError: naming what is missing and what to give instead.
+    """
+    if (run is None) == (adapter is None):
+        raise UserError("run, adapter: give one of the two, as in run=runs/bicot_lora or adapter=runs/x/adapter")
+    if run is not None:
+        return source_of_run(Path(run).expanduser(), base)
+    from src.policies.export import base_of_adapter
+
+    folder = Path(str(adapter)).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"adapter={adapter}: no such folder")
+    try:
+        named = base or base_of_adapter(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if named is None:
+        raise UserError(f"adapter={adapter}: names no base checkpoint; give base=PATH")
+    return Source(_base(named, f"adapter={adapter}"), folder)
+
+
+def source_of_run(run: Path, base: str | None = None) -> Source:
+    """What a run trained: its adapter (the best by validation), or its best weights.
+
+    Raises:
+        UserError: if `run` is no run folder, or trained nothing yet.
+    """
+    from src.training.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    model = run_config(run)["model"]
+    checkpoint = _base(base or str(model["path"]), f"run={run}")
+    if (folder.adapter / "adapter_config.json").is_file():
+        return Source(checkpoint, folder.adapter)
+    if model.get("lora") is not None or model.get("adapter") is not None:
+        raise UserError(
+            f"run={run}: no adapter yet, it is written when training ends; finish the run with"
+            f" `python -m src.train resume={run}` and its own settings, as in {folder.config}"
+        )
+    if not folder.best_weights.is_file():
+        raise UserError(f"run={run}: no trained weights there ({folder.best_weights})")
+    return Source(checkpoint, None, folder.best_weights)
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run folder, as plain Python.
+
+    Raises:
+        UserError: if there is none, or it is none of ours.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"run={run}: no config.yaml there; give the folder of a run made by src.train")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "path" not in config["model"]:
+        raise UserError(f"{path}: has no model.path; give the folder of a run made by src.train")
+    return {str(key): value for key, value in config.items()}
+
+
+def _base(path: str, named_by: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{named_by}: its base checkpoint {path} is not there (any more); give base=PATH")
+    return folder
+
+
+def _own_names(weights: Path) -> dict[str, Any]:
+    """A run's trained weights by their names in the transformers model."""
+    from safetensors.torch import load_file
+
+    loaded = load_file(str(weights))
+    foreign = [name for name in loaded if not name.startswith(NETWORK)]
+    if foreign:
+        raise UserError(f"{weights}: {foreign[0]} is no weight of a Janus policy; this run cannot be exported")
+    return {name.removeprefix(NETWORK): value for name, value in loaded.items()}
+
+
+def quiet() -> None:
+    """Silence what third parties print while a checkpoint loads and a user can do nothing about."""
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
+COMMAND = cli.Command(
+    name="export",
+    about="Export what a run trained: its PEFT adapter, or with merge=true a whole checkpoint for transformers.",
+    examples=(
+        "run=runs/bicot_lora out=exported/adapter",
+        "run=runs/bicot_lora out=exported/checkpoint merge=true",
+        "adapter=runs/bicot_lora/adapter out=exported/checkpoint merge=true dtype=bfloat16",
+    ),
+    task=export,
+    config="export",
+    groups=(),
+    keys=(
+        "run=DIR | adapter=DIR      what to export: a run folder, or a PEFT folder",
+        "out=DIR                    where to; overwrite=true replaces what is there",
+        "merge=true                 the base with the adapter merged in, dtype=auto|float32|bfloat16",
+        "base=DIR                   where the base checkpoint is now, if it moved",
+    ),
+)
+
+
+def main() -> int:
+    """Entry point."""
+    return cli.run(COMMAND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

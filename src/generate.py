@@ -1,0 +1,291 @@
+"""Generate: ``python -m src.generate prompts="a red circle left of a blue square" adapter=DIR n=4 out=DIR``.
+
+Plans and paints n pictures a prompt, with scores where an expert has something to say about the prompt. The
+folder `out` gets images/, grid.png and samples.jsonl. The same seed and prompt give the same picture, whatever
+other prompts are asked for with it.
+
+    python -m src.generate prompts="a red circle left of a blue square" run=runs/bicot_lora out=pictures
+    python -m src.generate prompts="two green squares" prompts="a yellow circle" n=8 seed=1
+    python -m src.generate prompts_file=src/shapes/prompts/test.jsonl adapter=runs/bicot_lora/adapter n=1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src import cli
+from src.config import UserError
+from src.prompt_source import PromptSource, read_prompts, take_out
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from src.policies.base import Policy
+    from src.rewards.ensemble import RewardEnsemble
+    from src.rollout.levels import RolloutSettings
+    from src.values import PromptRecord
+
+TILES = 96  # of grid.png at most
+Entry = dict[str, Any]
+
+
+def generate(config: DictConfig, source: PromptSource) -> int:
+    """One generation; returns the exit code. What is wrong with the input shows before any weight is loaded."""
+    records = read_prompts(source)
+    from src.output_folder import check_free, written_whole
+
+    out = Path(config.out or time.strftime("generated/%Y%m%d-%H%M%S")).expanduser()
+    check_free(out, config.overwrite)
+    chosen = choose_model(config)
+    from src import build
+    from src.export import quiet
+
+    quiet()
+    rewards = build.build_rewards(config).to(build.device())
+    policy = load_policy(chosen)
+    facts = {
+        "model": chosen["model"].get("path"),
+        "adapter": chosen["model"].get("adapter"),
+        "run": config.run,
+        "seed": config.seed,
+        "sampling": chosen["sampling"],
+    }
+    with written_whole(out) as folder:
+        (folder / "images").mkdir()
+        jobs = [(record, index, rollout) for index, record in enumerate(records) for rollout in range(config.n)]
+        entries, tiles = [], []
+        for start in range(0, len(jobs), config.batch_size):
+            part = jobs[start : start + config.batch_size]
+            for entry, pixels in pictures(policy, rewards, part, config.seed, settings_of(chosen["sampling"])):
+                save_png(folder / entry["file"], pixels)
+                entries.append(entry | facts)
+                tiles.append(pixels)
+        write_grid(folder / "grid.png", entries[:TILES], tiles[:TILES], len(entries))
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    print(closing_lines(entries, out))
+    return 0
+
+
+def choose_model(config: DictConfig) -> dict[str, Any]:
+    """What to load and how to sample: ``model`` (its config), ``weights`` (of full fine-tuning) and ``sampling``.
+
+    A run brings its model and its sampling; what the command line says about sampling comes before both.
+
+    Raises:
+        UserError: for a run or adapter that is not there.
+    """
+    from src.build import plain
+
+    if config.run is not None and config.adapter is not None:
+        raise UserError("run, adapter: give one of the two; a run brings its own adapter")
+    model, sampling, weights = plain(config.model), dict(plain(config.sampling)), None
+    if config.run is not None:
+        from src.export import run_config, source_of_run
+
+        run = Path(config.run).expanduser()
+        source, trained = source_of_run(run, config.base), run_config(run)
+        model, weights = {**trained["model"], "path": str(source.base)}, source.weights
+        if source.adapter is not None:
+            model["adapter"] = str(source.adapter)
+        sampling |= sampling_of_run(trained)
+    elif config.adapter is not None:
+        from src.export import locate_source
+
+        source = locate_source(None, config.adapter, config.base or str(model["path"]))
+        model |= {"path": str(source.base), "adapter": str(source.adapter)}
+    elif config.base is not None:
+        model["path"] = config.base
+    sampling |= {key: config[key] for key in ("guidance_scale", "max_plan_tokens") if config[key] is not None}
+    if config.temperature is not None:
+        sampling |= {"plan_temperature": config.temperature, "image_temperature": config.temperature}
+    return {"model": model, "weights": weights, "sampling": sampling}
+
+
+def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:
+    """What a training run sampled with."""
+    rollout = config["rollout"]
+    return {
+        "guidance_scale": rollout["guidance_scale"],
+        "max_plan_tokens": rollout["max_plan_tokens"],
+        "plan_temperature": rollout["plan"]["temperature"],
+        "image_temperature": rollout["image"]["temperature"],
+    }
+
+
+def settings_of(sampling: dict[str, Any]) -> RolloutSettings:
+    """The rollout's settings."""
+    from src.rollout.levels import RolloutSettings
+    from src.values import Sampling
+
+    return RolloutSettings(
+        plan=Sampling(sampling["plan_temperature"]),
+        image=Sampling(sampling["image_temperature"], sampling["guidance_scale"]),
+        max_plan_tokens=sampling["max_plan_tokens"],
+    )
+
+
+def load_policy(chosen: dict[str, Any]) -> Policy:
+    """The policy, on this process's device, its trained weights put in.
+
+    Raises:
+        UserError: for a checkpoint, adapter or weights that cannot be used together.
+    """
+    from omegaconf import OmegaConf
+
+    from src import build
+
+    # Without an adapter or weights of its own a fresh LoRA stands in: it changes nothing, and no copy is made.
+    model = dict(chosen["model"])
+    if "lora" in model and model.get("adapter") is None and chosen["weights"] is None:
+        model["lora"] = {}
+    policy: Any = build.build_policy(OmegaConf.create({"run": {"seed": 0}, "model": model}))
+    if chosen["weights"] is not None:
+        from safetensors.torch import load_file
+
+        weights = {name.removeprefix("policy."): value for name, value in load_file(str(chosen["weights"])).items()}
+        try:
+            policy.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{chosen['weights']}: does not fit model.path={model['path']}: {error}") from error
+    return policy.to(build.device()).eval()
+
+
+def rollout_key(seed: int, prompt: str, rollout: int) -> Any:
+    """The key of a picture's noise: by the prompt's words, not by its place among others."""
+    from src.rollout.noise import RolloutKey
+
+    digest = hashlib.blake2b(prompt.encode(), digest_size=7).digest()
+    return RolloutKey(seed, "generate", 0, int.from_bytes(digest, "little"), rollout)
+
+
+def pictures(
+    policy: Policy,
+    rewards: RewardEnsemble,
+    jobs: Sequence[tuple[PromptRecord, int, int]],
+    seed: int,
+    settings: RolloutSettings,
+) -> Iterator[tuple[Entry, Tensor]]:
+    """For each (record, number of the prompt, rollout) its line of samples.jsonl and its pixels (3, H, W)."""
+    import torch
+
+    from src.rollout.levels import roll_out
+
+    keys = [rollout_key(seed, record.prompt, rollout) for record, _, rollout in jobs]
+    with torch.no_grad():
+        rolled = roll_out(policy, policy.decoder(), [record.prompt for record, _, _ in jobs], keys, settings)
+        judged = scores(rewards, rolled.pixels, [record for record, _, _ in jobs])
+    for row, (record, number, rollout) in enumerate(jobs):
+        entry = {
+            "prompt": record.prompt,
+            "plan": rolled.plans[row],
+            "plan_ended": bool(rolled.ended[row]),
+            "rollout": rollout,
+            "file": f"images/{number:04d}_{rollout:02d}.png",
+            **judged[row],
+        }
+        yield entry, rolled.pixels[row].cpu()
+
+
+def scores(rewards: RewardEnsemble, pixels: Tensor, records: Sequence[PromptRecord]) -> list[Entry]:
+    """For each picture ``scores`` by expert, ``reward`` and ``details``; no ``reward`` where no expert applies."""
+    result: list[Entry] = [{"scores": {}} for _ in records]
+    weighted = [expert for name, expert in rewards.experts.items() if rewards.weights[name] > 0]
+    rows = [row for row, record in enumerate(records) if any(expert.applicable(record) for expert in weighted)]
+    if not rows:
+        return result
+    report = rewards(pixels[rows], [records[row] for row in rows])
+    for place, row in enumerate(rows):
+        result[row] = {
+            "scores": {
+                name: round(float(report.scores[place, column]), 6)
+                for column, name in enumerate(report.names)
+                if bool(report.applicable[place, column])
+            },
+            "reward": round(float(report.total[place]), 6),
+            "details": {
+                name: round(float(value[place]), 6)
+                for name, value in report.details.items()
+                if not bool(value[place].isnan())
+            },
+        }
+    return result
+
+
+def save_png(path: Path, pixels: Tensor) -> None:
+    """Pixels (3, H, W) in [0, 1] as they were decoded, one file pixel a pixel."""
+    from PIL import Image
+
+    array = (pixels.permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(array).save(path, format="PNG")
+
+
+def write_grid(path: Path, entries: Sequence[Entry], tiles: Sequence[Tensor], total: int) -> None:
+    """A sheet of the first pictures with prompt, plan and score."""
+    import torch
+
+    from src.training.pictures import sheet
+
+    captions = [
+        f"rollout {entry['rollout']}" + (f"   reward {entry['reward']:.2f}" if "reward" in entry else "")
+        for entry in entries
+    ]
+    title = f"{total} pictures, seed {entries[0]['seed']}" + (
+        f" (the first {len(tiles)})" if total > len(tiles) else ""
+    )
+    prompts, plans = [entry["prompt"] for entry in entries], [entry["plan"] for entry in entries]
+    sheet(path, title, prompts, plans, torch.stack(list(tiles)), captions)
+
+
+def closing_lines(entries: Sequence[Entry], out: Path) -> str:
+    """Where things are, and the mean score if there is one."""
+    rewards = [entry["reward"] for entry in entries if "reward" in entry]
+    lines = [f"{len(entries)} pictures: {out / 'images'}", f"grid: {out / 'grid.png'}"]
+    lines.append(f"prompts, plans, scores: {out / 'samples.jsonl'}")
+    if rewards:
+        lines.append(f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards)} pictures")
+    else:
+        lines.append(
+            "no scores: no expert has anything to go by in these prompts (a .jsonl file can say what is asked)"
+        )
+    return "\n".join(lines)
+
+
+COMMAND = cli.Command(
+    name="generate",
+    about="Plan and paint pictures from prompts: images, plans, scores where an expert applies, a grid, a JSONL.",
+    examples=(
+        'prompts="a red circle left of a blue square" run=runs/bicot_lora out=pictures',
+        'prompts="two green squares" prompts="a yellow circle" adapter=runs/bicot_lora/adapter n=8 seed=1',
+        "prompts_file=src/shapes/prompts/test.jsonl run=runs/bicot_lora n=1",
+    ),
+    task=partial(generate, source=PromptSource()),
+    config="generate",
+    groups=("model", "rewards"),
+    keys=(
+        'prompts="..."                     as it is, again for several; prompts=- reads standard input',
+        "prompts_file=PATH                 .txt with one a line, or .jsonl records",
+        "run=DIR | adapter=DIR             what was trained; neither: the base model",
+        "n seed temperature guidance_scale max_plan_tokens batch_size",
+        "out=DIR                           where to; overwrite=true replaces what is there",
+    ),
+)
+
+
+def main() -> int:
+    """Entry point."""
+    source, arguments = take_out(sys.argv[1:])
+    return cli.run(replace(COMMAND, task=partial(generate, source=source)), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

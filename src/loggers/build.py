@@ -1,0 +1,87 @@
+"""The loggers of a run: metrics.csv always, and the one that ``logger=`` chose."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from hydra.utils import get_object
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from src.config import GROUP_SCHEMAS, Config, UserError
+from src.loggers.facts import RunFacts, flat_parameters, is_rank_zero, schema_keys
+from src.training.metrics_file import MetricsFile
+from src.training.run_folder import write_text
+
+# The packages behind Lightning's own loggers, and the extra that brings them.
+EXTRAS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+
+
+def build_loggers(node: DictConfig, run: RunFacts) -> list[Logger]:
+    """MetricsFile, and what ``logger._target_`` names.
+
+    Where the constructor takes them and the config leaves them out, it is given ``run`` (a `RunFacts`),
+    ``save_dir`` (the run's folder) and ``id`` (a name for the run that a resumed run finds again).
+
+    Raises:
+        UserError: if its package is missing or the settings do not fit it.
+    """
+    loggers: list[Logger] = [MetricsFile(run.folder.metrics)]
+    if node.get("_target_") is not None:
+        loggers.append(_chosen(node, run))
+    return loggers
+
+
+def log_parameters(loggers: list[Logger], run: RunFacts) -> None:
+    """The run's settings, flat and short, to every logger."""
+    parameters = run_parameters(run.config)
+    for logger in loggers:
+        logger.log_hyperparams(parameters)
+
+
+def run_parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """`flat_parameters` of a training run's config."""
+    return flat_parameters(config, schema_keys(Config, GROUP_SCHEMAS))
+
+
+def _chosen(node: DictConfig, run: RunFacts) -> Logger:
+    target = node["_target_"]
+    package = EXTRAS.get(target.rpartition(".")[2])
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f'logger: {package} is not installed; pip install -e ".[loggers]", or choose logger=mlflow or logger=csv'
+        )
+    try:
+        # Called here, not by Hydra's `instantiate`: that would look for parts to build inside the run's config.
+        make = get_object(target)
+        resolved: Any = OmegaConf.to_container(node, resolve=True)
+        settings = {name: value for name, value in resolved.items() if not name.startswith("_")}
+        return make(**settings, **_offers(settings, run, inspect.signature(make).parameters))
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"logger: {target}: {error}") from error
+
+
+def _offers(settings: Mapping[str, Any], run: RunFacts, taken: Mapping[str, Any]) -> dict[str, Any]:
+    offered: dict[str, Any] = {}
+    if "run" in taken:
+        offered["run"] = run
+    if "save_dir" in taken and settings.get("save_dir") is None:
+        offered["save_dir"] = str(run.folder.path)
+    if "id" in taken and settings.get("id") is None:
+        offered["id"] = run_id(run.folder.path)
+    return offered
+
+
+def run_id(folder: Path) -> str | None:
+    """A random name kept in the run's folder, so that a resumed run goes on in the same place; rank 0 only."""
+    if not is_rank_zero():
+        return None
+    path = folder / "logger_id"
+    if not path.is_file():
+        write_text(path, uuid4().hex[:12] + "\n")
+    return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,89 @@
+"""Where MLflow keeps a run, checked as far as that goes without importing MLflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from src.config import UserError
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+REACH_SECONDS = 5.0
+_SQLITE_HEADER = b"SQLite format 3\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """uri: MLflow's tracking URI; artifacts: folder for the artifacts of a local store, None where a server has one."""
+
+    uri: str
+    artifacts: Path | None
+
+
+def locate_store(tracking_uri: str | None, root: Path) -> Store:
+    """The store of ``logger.tracking_uri``; without one MLFLOW_TRACKING_URI, else ``<root>/mlflow.db``.
+
+    Raises:
+        UserError: for a URI MLflow cannot use, a database file that is none, a folder that cannot be written, a
+            server that does not answer.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    if uri is None:
+        uri = f"sqlite:///{root.expanduser().resolve() / 'mlflow.db'}"
+    scheme = urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        _reach(uri)
+        return Store(uri, None)
+    if scheme.partition("+")[0] == "sqlite":
+        return _sqlite(uri)
+    if scheme.partition("+")[0] not in (*DATABASES, "databricks") and uri != "databricks":
+        raise UserError(
+            f"logger.tracking_uri={uri}: expected sqlite:///PATH.db, http(s)://HOST:PORT or another database;"
+            " MLflow no longer keeps runs in plain folders"
+        )
+    return Store(uri, None)
+
+
+def _sqlite(uri: str) -> Store:
+    path = re.sub(r"^sqlite(\+\w+)?:///", "", uri)
+    if path == uri or not path:
+        raise UserError(f"logger.tracking_uri={uri}: expected sqlite:///PATH.db")
+    file = Path(path).expanduser().resolve()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            with file.open("r+b") as database:
+                header = database.read(len(_SQLITE_HEADER))
+            if header and header != _SQLITE_HEADER:
+                raise UserError(f"logger.tracking_uri={uri}: {file} is no SQLite database; choose another file")
+        elif not os.access(file.parent, os.W_OK):
+            raise PermissionError(13, "permission denied", str(file.parent))
+    except OSError as error:
+        raise UserError(
+            f"logger.tracking_uri={uri}: cannot be written ({error.strerror}: {error.filename});"
+            " choose another file, or logger=csv"
+        ) from error
+    return Store(f"sqlite:///{file}", file.parent / "mlartifacts")
+
+
+def _reach(uri: str) -> None:
+    parts = urlsplit(uri)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not parts.hostname:
+            raise ValueError("no host in it")
+    except ValueError as error:
+        raise UserError(f"logger.tracking_uri={uri}: {error}; expected http(s)://HOST:PORT") from error
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+        return  # reached through a proxy, if at all; MLflow's own first request will tell
+    try:
+        socket.create_connection((parts.hostname, port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"logger.tracking_uri={uri}: no MLflow server answers there ({error.strerror or error});"
+            " start it, correct the address, or choose logger=csv"
+        ) from error

@@ -1,0 +1,103 @@
+"""Prompts a user gives: on the command line as they are, from a file, from standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.config import UserError
+from src.values import PromptRecord, as_records
+
+# Their values never meet Hydra's grammar, in which commas, colons, quotes, brackets and ``=`` mean something.
+PROMPT_KEYS = ("prompts", "prompt")
+FILE_KEYS = ("prompts_file",)
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """Where prompts come from: texts (``-`` stands for standard input) and files, in the order they were given."""
+
+    texts: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def take_out(arguments: Sequence[str]) -> tuple[PromptSource, list[str]]:
+    """The prompts on a command line, verbatim, and the other arguments."""
+    texts, files, others = [], [], []
+    for argument in arguments:
+        key, given, value = argument.partition("=")
+        if given and key in PROMPT_KEYS:
+            texts.append(value)
+        elif given and key in FILE_KEYS:
+            files.append(value)
+        else:
+            others.append(argument)
+    return PromptSource(tuple(texts), tuple(files)), others
+
+
+def read_prompts(source: PromptSource) -> tuple[PromptRecord, ...]:
+    """All prompts as records; those of a .jsonl file bring their metadata.
+
+    Raises:
+        UserError: if there is none, one is empty, or a file is missing, empty or malformed (with its line).
+    """
+    records: list[PromptRecord] = []
+    for text in source.texts:
+        records += _standard_input() if text == STDIN else as_records([_filled(text)])
+    for file in source.files:
+        records += _standard_input() if file == STDIN else _file(Path(file).expanduser())
+    if not records:
+        raise UserError(
+            'prompts: missing; give prompts="a red circle left of a blue square" (again for several),'
+            " prompts_file=PATH (.txt or .jsonl), or prompts=- for standard input"
+        )
+    return tuple(records)
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise UserError("prompts: a prompt is empty; expected some words")
+    return text.strip()
+
+
+def _file(path: Path) -> Sequence[PromptRecord]:
+    if path.is_dir() or not path.exists():
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"prompts_file={path}: {problem}; give a .txt file with a prompt a line, or .jsonl records")
+    if path.suffix == ".jsonl":
+        from src.data.jsonl import read_jsonl
+
+        try:
+            return read_jsonl(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"prompts_file={path}: cannot be read ({error.strerror})") from error
+    return _lines(content, f"prompts_file={path}", str(path))
+
+
+def _standard_input() -> Sequence[PromptRecord]:
+    return _lines(sys.stdin.buffer.read(), "prompts=-", "standard input")
+
+
+def _lines(content: bytes, key: str, name: str) -> Sequence[PromptRecord]:
+    """A prompt a line, blank lines left out; a byte-order mark is skipped."""
+    texts = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8;"
+                " save the prompts as UTF-8"
+            ) from error
+        if text:
+            texts.append(text)
+    if not texts:
+        raise UserError(f"{key}: no prompt in it; expected one a line")
+    return as_records(texts)

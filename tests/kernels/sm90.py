@@ -1,0 +1,141 @@
+"""Compiles the kernels for an H100 / H200 without one, and reports what the assembler made of them.
+
+Run as a process of its own, in which Triton does not interpret: ``python tests/kernels/sm90.py fast|all``
+prints one JSON object ``{case: {registers, spill_stores, spill_loads, stack, ptx_instructions}}``. Block sizes
+and warps are those that a launch takes at the real vocabularies.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from functools import partial
+from typing import Any
+
+# The assembler's own words, of a compilation that really happens.
+os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
+os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.triton.rows import (
+    COMPILE_OPTIONS,
+    KL_CODES,
+    SURROGATE_CODES,
+    backward_kernel,
+    forward_kernel,
+    launch_shape,
+    one_pass_kernel,
+)
+
+POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
+ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+FLOATS = {"w", "inverse_temperature", "lowest", "highest", "beta", "bonus"}
+WIDE = {"logits", "unconditional", "ref_logits", "ref_unconditional", "grad", "grad_unconditional"}
+USAGE = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+def assemble(kernel: Any, dtype: str, absent: set[str], constants: dict[str, Any], warps: int) -> dict[str, int]:
+    """Compile `kernel` with the pointer arguments `absent` left out; 16-byte aligned rows, as in training."""
+    signature, constexprs, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants or name in absent:
+            signature[name] = "constexpr"
+            constexprs[(index,)] = constants.get(name)
+        elif name in FLOATS:
+            signature[name] = "fp32"
+        elif name in ("T", "V") or re.fullmatch(r"(c|u|rc|ru|g|gu)_[nt]", name):
+            signature[name] = "i32"
+            if constants["EVEN"]:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = POINTERS[dtype] if name in WIDE else "*i64" if name == "ids" else "*fp32"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": warps, **COMPILE_OPTIONS}
+    source = ASTSource(kernel, signature, constexprs, attributes)
+    with redirect_stdout(io.StringIO()) as printed:
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    log = printed.getvalue()
+    stack, stores, loads = (int(x) for x in USAGE.search(log).groups())  # type: ignore[union-attr]
+    registers = int(re.search(r"Used (\d+) registers", log).group(1))  # type: ignore[union-attr]
+    vector_loads = len(re.findall(r"ld\.global[.\w:]*\.v[24]", compiled.asm["ptx"]))
+    return {
+        "registers": registers,
+        "spill_stores": stores,
+        "spill_loads": loads,
+        "stack": stack,
+        "vector_loads": vector_loads,
+    }
+
+
+def row_case(kernel: Any, dtype: str, kl: str | None, guided: bool, vocabulary: int) -> dict[str, int]:
+    """The forward or backward kernel with everything that `kl` and guidance bring, entropy included."""
+    backward = kernel is backward_kernel
+    reference = kl is not None and (not backward or kl == "exact")
+    absent = {"ref_logp"}
+    if not guided:
+        absent |= {"unconditional", "ref_unconditional"}
+    if not reference:
+        absent |= {"ref_logits", "ref_unconditional"}
+    if not guided:
+        absent |= {"grad_unconditional"}
+    if kl is None:
+        absent |= {"ratio_out", "kl_out", "ratio_in", "kl_in", "to_kl_in", "to_ratio_in"}
+    if kl != "exact":
+        absent |= {"shift_out", "shift_in"}
+    rows = (1 + (kl is not None)) * (1 + guided) + (kl == "exact")
+    shape = launch_shape(vocabulary, ITEMSIZE[dtype], rows)
+    constants = {"KL": KL_CODES[kl], "BLOCK": shape.block, "EVEN": vocabulary % shape.block == 0}
+    return assemble(kernel, dtype, absent, constants, shape.warps)
+
+
+def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -> dict[str, int]:
+    """The one-pass kernel with its gradient, clipping, penalty, correction and bonus."""
+    absent = {"ref_logp"} if kl is not None else {"ref_logp", "ref_logits", "ratio_out", "kl_out"}
+    shape = launch_shape(vocabulary, ITEMSIZE[dtype], 1 + (kl is not None) + (kl == "exact"))
+    constants = {
+        "KL": KL_CODES[kl],
+        "PENALTY": kl is not None,
+        "BONUS": True,
+        "SURROGATE": SURROGATE_CODES[surrogate],
+        "GRADIENT": True,
+        "BLOCK": shape.block,
+        "EVEN": vocabulary % shape.block == 0,
+    }
+    return assemble(one_pass_kernel, dtype, absent, constants, shape.warps)
+
+
+def cases(which: str) -> dict[str, Any]:
+    """Case name -> what compiles it. fast: the heaviest of each kernel; all: the grid.
+
+    16,384 stands for 102,400, too: both are whole blocks, so it is the same program. 100,015 is not.
+    """
+    made: dict[str, Any] = {}
+    grid = [("bf16", "k3", False, 16_384), ("bf16", "exact", True, 16_384)]
+    if which == "all":
+        kinds = (None, "k1", "k2", "k3", "exact")
+        grid = [(d, kl, g, v) for d in ITEMSIZE for kl in kinds for g in (False, True) for v in (16_384, 100_015)]
+    for dtype, kl, guided, vocabulary in grid:
+        for kernel, name in ((forward_kernel, "forward"), (backward_kernel, "backward")):
+            made[f"{name} {dtype} kl={kl} guided={guided} V={vocabulary}"] = partial(
+                row_case, kernel, dtype, kl, guided, vocabulary
+            )
+    objectives = [("exact", "clipped", "bf16")]
+    if which == "all":
+        objectives = [(kl, s, d) for kl in (None, "k3", "exact") for s in SURROGATE_CODES for d in ("bf16", "fp32")]
+    for kl, surrogate, dtype in objectives:
+        name = f"one pass {dtype} kl={kl} surrogate={surrogate} V=16384"
+        made[name] = partial(one_pass_case, dtype, kl, surrogate, 16_384)
+    return made
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "fast"
+    print(json.dumps({name: compile_case() for name, compile_case in cases(chosen).items()}, indent=1))

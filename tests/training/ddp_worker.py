@@ -1,0 +1,62 @@
+"""One process of a two-process run: ``python ddp_worker.py OUT WORLD``; writes what it saw to OUT/<rank>.pt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+import src  # noqa: F401 (before the packages it mends)
+from src.data.module import PromptDataModule
+from src.training.loop import GroupedRolloutLoop
+from src.values import PLAN, PromptBatch
+from tests.training.lightning_pieces import toy_module
+
+
+class Recorder(L.Callback):
+    """Keeps each step's rollouts, and the gradients as they were before clipping."""
+
+    def __init__(self) -> None:
+        self.ids: list[dict[str, Any]] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.gradients.append({n: p.grad.clone() for n, p in pl_module.policy.named_parameters() if p.grad is not None})
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        levels = pl_module.collected.experience.levels
+        rows = {
+            name: [row[keep].tolist() for row, keep in zip(v.ids, v.mask, strict=True)] for name, v in levels.items()
+        }
+        self.ids.append({"positions": batch.positions, **rows, "tokens": int(levels[PLAN].mask.sum())})
+
+
+def main(out: Path, world: int) -> None:
+    module = toy_module(max_steps=3, lr=1e-3, microbatch=5, grad_clip=1e9)
+    recorder = Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        max_steps=3,
+        max_epochs=1,
+        limit_train_batches=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[recorder],
+    )
+    GroupedRolloutLoop.install(trainer)
+    trainer.fit(module, datamodule=PromptDataModule(out / "prompts", prompts_per_step=4))
+    weights = {name: value.clone() for name, value in module.policy.state_dict().items()}
+    torch.save((recorder.ids, recorder.gradients, weights), out / f"{world}-{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,88 @@
+"""Collecting and updating on tiny models, without Lightning: the parts of a step the tests look into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kernels import operations
+from src import algorithms
+from src.rewards.ensemble import RewardEnsemble
+from src.rollout.levels import RolloutSettings
+from src.training.collect import Collected, CollectSettings, collect
+from src.training.update import Metrics, MicroBatch, UpdateSettings, microbatches, run_update, step_loss
+from src.values import IMAGE, PLAN, Experience, PromptBatch, PromptRecord, Sampling
+from tests.training.experts import Red
+
+PROMPTS = ("a red circle", "two blue square left of a green circle", "one triangle .")
+OPERATIONS = operations("torch", "cpu")
+ROLLOUT = RolloutSettings(plan=Sampling(0.9), image=Sampling(1.1, 2.0), max_plan_tokens=7)
+BETA = 0.05
+LONGEST = {PLAN: ROLLOUT.max_plan_tokens, IMAGE: 9}
+
+
+def prompt_batch(step: int = 0, prompts: tuple[str, ...] = PROMPTS) -> PromptBatch:
+    return PromptBatch(tuple(PromptRecord(p) for p in prompts), tuple(range(len(prompts))), step)
+
+
+def collected(
+    policy: Any,
+    *,
+    guided: bool = True,
+    reference: bool = True,
+    penalty: float = 0.0,
+    step: int = 0,
+    group_size: int = 4,
+    rollout: RolloutSettings = ROLLOUT,
+    expert: Any = None,
+    algorithm: str = "grpo",
+) -> Collected:
+    """One prompt batch, collected."""
+    return collect(
+        policy,
+        RewardEnsemble([expert or Red()]),
+        OPERATIONS,
+        algorithms.load(algorithm),
+        prompt_batch(step),
+        CollectSettings(0, group_size, rollout, guided, reference, penalty),
+    )
+
+
+def update_settings(*, guided: bool = True, beta: float = BETA, clip: float = 0.2) -> UpdateSettings:
+    return UpdateSettings(beta, "k3", guided, clip, clip)
+
+
+def updated(
+    policy: Any, experience: Experience, settings: UpdateSettings, size: int | None = None, algorithm: str = "grpo"
+) -> tuple[float, dict[str, Tensor], Metrics, Experience]:
+    """The loss, gradients by parameter, metrics and the experience after one accumulation over all parts."""
+    variant = algorithms.load(algorithm)
+    parts = list(microbatches(experience, size, variant, LONGEST, lambda local: local, 1))
+    losses: list[float] = []
+    policy.zero_grad(set_to_none=True)
+
+    def forward(part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+        return step_loss(policy(part.levels), part, OPERATIONS, variant, settings)
+
+    def backward(loss: Tensor) -> None:
+        losses.append(loss.item())
+        loss.backward()
+
+    metrics, after = run_update(experience, parts, forward, backward)
+    return sum(losses), gradients(policy), metrics, after
+
+
+def gradients(policy: Any) -> dict[str, Tensor]:
+    """A copy of every gradient there is."""
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    """Equal to within `relative` of the largest gradient, and float32's noise; none may be missing or all zero."""
+    assert got.keys() == expected.keys()
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert largest > 0
+    for name, value in expected.items():
+        difference = float((got[name] - value).abs().max())
+        assert difference <= relative * largest + 5e-8, f"{name}: off by {difference}, largest gradient {largest}"

@@ -1,0 +1,76 @@
+"""Two processes (gloo) do what one does: the same rollouts, gradients and weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.values import IMAGE, PLAN
+from tests.training.lightning_pieces import write_prompts
+from tests.training.runs import metrics_rows, overrides, run_process, summary, write_world
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
+    """(world, rank) -> (rollouts by step, gradients by step, weights)."""
+    out = tmp_path_factory.mktemp("ddp")
+    write_prompts(out / "prompts")
+    for world in (1, 2):
+        done = run_process([sys.executable, "-m", "tests.training.ddp_worker", str(out), str(world)], out)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {(world, rank): torch.load(out / f"{world}-{rank}.pt") for world in (1, 2) for rank in range(world)}
+
+
+def test_both_sample_what_one_samples(records: dict[tuple[int, int], Any]) -> None:
+    for step in range(3):
+        alone = records[1, 0][0][step]
+        first, second = (records[2, rank][0][step] for rank in (0, 1))
+        assert first["positions"] + second["positions"] == alone["positions"] == (0, 1, 2, 3)
+        for level in (PLAN, IMAGE):
+            assert first[level] + second[level] == alone[level]
+    unequal = [records[2, 0][0][step]["tokens"] != records[2, 1][0][step]["tokens"] for step in range(3)]
+    assert any(unequal), "ranks with unequal token counts are the hard case of the normaliser"
+
+
+def test_gradients_and_weights_are_those_of_one(records: dict[tuple[int, int], Any]) -> None:
+    for step in range(3):
+        expected = records[1, 0][1][step]
+        for rank in (0, 1):
+            got = records[2, rank][1][step]
+            assert got.keys() == expected.keys()
+            for name, value in expected.items():
+                # From the second step on the weights differ by rounding, too.
+                torch.testing.assert_close(got[name], value, atol=1e-6 * (1 if step == 0 else 20), rtol=0)
+    for name, value in records[2, 0][2].items():
+        assert torch.equal(value, records[2, 1][2][name]), "the ranks stay together"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param(True, id="run.dir"),
+        pytest.param(
+            False,
+            id="by time",
+        ),
+    ],
+)
+def test_a_whole_run_on_two_processes(tmp_path: Path, named: bool) -> None:
+    """The command line with trainer.devices=2; without run.dir both processes must still use one folder."""
+    world = write_world(tmp_path / "world")
+    run = tmp_path / "run" if named else None
+    arguments = overrides(
+        world, run, trainer__devices=2, trainer__strategy="ddp", trainer__max_steps=2, run__root=tmp_path / "runs"
+    )
+    done = run_process([sys.executable, "-m", "src.train", *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = [run] if run else list((tmp_path / "runs").glob("bicot_lora-*"))
+    assert len(folders) == 1, folders
+    assert summary(folders[0])["finished"] is True
+    assert [row["step"] for row in metrics_rows(folders[0])] == ["0", "1", "2"]
