@@ -264,7 +264,7 @@ class GenerateConfig:
     n: int = 4  # pictures a prompt
     seed: int = 0
     batch_size: int = 64  # pictures decoded at once
-    out: str | None = None  # null: generated/<time>
+    out: str | None = None  # null: outputs/generated-<time>
     overwrite: bool = False
 
 

@@ -43,7 +43,7 @@ def generate(config: DictConfig, source: PromptSource) -> int:
     records = read_prompts(source)
     from src.output_folder import check_free, written_whole
 
-    out = Path(config.out or time.strftime("generated/%Y%m%d-%H%M%S")).expanduser()
+    out = Path(config.out or time.strftime("outputs/generated-%Y%m%d-%H%M%S")).expanduser()
     check_free(out, config.overwrite)
     chosen = choose_model(config)
     from src import build

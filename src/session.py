@@ -122,7 +122,7 @@ def _callbacks(
         report,
     ]
     if config.trainer.progress_bar:
-        callbacks.append(StepProgress(settings.max_steps // config.algorithm.updates_per_rollout))
+        callbacks.append(StepProgress(config.trainer.max_steps // config.algorithm.updates_per_rollout))
     return callbacks, report
 
 

@@ -20,6 +20,8 @@ SHORT = (
     "trainer.progress_bar=false",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
+    "algorithm.beta=0.02",
+    "optim.lr=2e-3",
     "optim.warmup_steps=0",
     "rollout.group_size=2",
     "rollout.prompts_per_step=4",
@@ -27,6 +29,10 @@ SHORT = (
     "evaluation.validation_prompts=4",
     "evaluation.picture_prompts=2",
 )
+
+
+# Removed when the test session ends.
+_HOME = tempfile.TemporaryDirectory(prefix="bicot-test-")
 
 
 def train(folder: Path, *overrides: str) -> RunFolder:
@@ -39,8 +45,8 @@ def train(folder: Path, *overrides: str) -> RunFolder:
 
 @cache
 def lora_run() -> RunFolder:
-    """Three steps of LoRA; `adapter/` holds the last weights, so that they surely differ from the base."""
-    run = train(Path(tempfile.mkdtemp(prefix="bicot-test-")) / "lora", "trainer.max_steps=3")
+    """Three large steps of LoRA; `adapter/` holds the last weights, so that they surely differ from the base."""
+    run = train(Path(_HOME.name) / "lora", "trainer.max_steps=3", "optim.lr=1e-2")
     trained_policy(run).adapter.save_pretrained(str(run.adapter))
     return run
 
@@ -50,8 +56,7 @@ def full_run() -> RunFolder:
     """Two steps of full fine-tuning; its best weights are the last ones."""
     from safetensors.torch import save_file
 
-    root = Path(tempfile.mkdtemp(prefix="bicot-test-"))
-    run = train(root / "full", "model.lora=null", "trainer.max_steps=2", "optim.lr=1e-3")
+    run = train(Path(_HOME.name) / "full", "model.lora=null", "trainer.max_steps=2", "optim.lr=1e-3")
     save_file({name: value.contiguous() for name, value in last_state(run).items()}, str(run.best_weights))
     return run
 

@@ -126,6 +126,20 @@ def arrange(requirement: Requirement, rng: random.Random) -> Scene:
     raise ValueError(f"found no placement for {requirement.combination()}")
 
 
+def satisfied(requirement: Requirement, scene: Scene) -> bool:
+    """Whether a scene shows exactly what is required and nothing else."""
+    if sum(item.number for item in requirement.objects) != len(scene):
+        return False
+    cells_of = [[cell for cell, kind in scene.items() if kind == item.kind] for item in requirement.objects]
+    for item, cells in zip(requirement.objects, cells_of, strict=True):
+        if len(cells) != item.number or (item.place and not set(cells) <= set(place_cells(item.place))):
+            return False
+    relation = requirement.relation
+    return relation is None or all(
+        stands(a, b, relation.locality) for a in cells_of[relation.first] for b in cells_of[relation.second]
+    )
+
+
 def _try_to_arrange(requirement: Requirement, rng: random.Random) -> Scene | None:
     free = set(range(CELLS))
     scene: dict[int, ObjectKind] = {}

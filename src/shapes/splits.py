@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.shapes.requirements import Requirement
+from src.shapes.requirements import Requirement, arrange, satisfied
+from src.shapes.scenes import Scene
 from src.shapes.wordings import FORM_BY_NAME, FORMS, Params
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 
@@ -65,6 +67,12 @@ class DrawnPrompt:
     def misreading(self) -> Requirement:
         """What the planted wrong reading shows."""
         return FORM_BY_NAME[self.form].misreading(self.params)
+
+    def misread_scene(self, rng: random.Random) -> Scene:
+        """A scene as the misreading has it, and wrong: above is not drawn to be left of by chance."""
+        while satisfied(self.requirement(), scene := arrange(self.misreading(), rng)):
+            pass
+        return scene
 
 
 def _rank(text: str) -> str:

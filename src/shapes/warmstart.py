@@ -70,7 +70,7 @@ class ExampleMaker:
         form = self.rng.choices(list(self.by_form), self.weights)[0]
         prompt = self.rng.choice(self.by_form[form])
         misread = self.rng.random() < self.recipe.misread
-        scene = arrange(prompt.misreading() if misread else prompt.requirement(), self.rng)
+        scene = prompt.misread_scene(self.rng) if misread else arrange(prompt.requirement(), self.rng)
         misdraw = self.rng.random() < self.recipe.misdraw
         picture = {cell: MISDRAWN.get(what, what) for cell, what in scene.items()} if misdraw else scene
         return Example(prompt.text, format_plan(scene), picture)

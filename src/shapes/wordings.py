@@ -13,8 +13,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
 from typing import Any
 
-from src.shapes.requirements import LOCALITIES, OPPOSITE, RequiredObject, RequiredRelation, Requirement
+from src.shapes.requirements import LOCALITIES, RequiredObject, RequiredRelation, Requirement
 from src.shapes.scenes import BITMAPS, COLORS, LINES, OBJECT_KINDS, PLACES, ObjectKind
+
+#: How relations are misread. The opposite side would not keep left and right apart (see `Form.misreading`).
+QUARTER_TURN = {"left of": "above", "above": "right of", "right of": "below", "below": "left of"}
 
 KINDS = ("one", "count", "relation", "pair", "reasoning")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five")
@@ -71,7 +74,7 @@ class Form(ABC):
 
     @abstractmethod
     def misreading(self, params: Params) -> Requirement:
-        """What the fixed wrong reading shows instead; never a correct picture.
+        """What the fixed wrong reading shows instead.
 
         It keeps apart what the words keep apart: were two read as three and three as two, each half of the
         time, the model would be left without any trace of the number.
@@ -157,7 +160,7 @@ class CountPlaced(Form):
 
 
 class Relation(Form):
-    """Such as "a red circle left of a blue square", misread as the opposite side."""
+    """Such as "a red circle left of a blue square", misread by a quarter turn (as above it)."""
 
     name = kind = "relation"
 
@@ -174,7 +177,7 @@ class Relation(Form):
 
     def misreading(self, params: Params) -> Requirement:
         first, second, where = params
-        return Requirement((RequiredObject(first), RequiredObject(second)), RequiredRelation(0, 1, OPPOSITE[where]))
+        return Requirement((RequiredObject(first), RequiredObject(second)), RequiredRelation(0, 1, QUARTER_TURN[where]))
 
 
 class Pair(Form):

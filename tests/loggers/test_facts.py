@@ -33,10 +33,11 @@ def test_values_are_written_as_in_yaml_and_cut_at_500_characters() -> None:
 
 
 def test_the_shipped_config_has_short_names() -> None:
-    parameters = run_parameters(plain(compose(["experiment=bicot_lora"])))
+    asked = ("algorithm.beta=0.02", "optim.lr=2e-3", "trainer.max_steps=180", "evaluation.every=20", "run.seed=3")
+    parameters = run_parameters(plain(compose(["experiment=bicot_lora", "checkpoint.every=10", *asked])))
     wanted = {
         "beta": "0.02", "lr": "0.002", "group_size": "8", "guidance_scale": "1.5", "max_steps": "180", "lora.r": "16",
-        "run.seed": "0", "evaluation.seed": "1234", "evaluation.every": "20", "checkpoint.every": "20",
+        "run.seed": "3", "evaluation.seed": "1234", "evaluation.every": "20", "checkpoint.every": "10",
         "betas": "[0.9, 0.95]", "kernels": "auto", "plan.temperature": "1.0", "adapter": "null",
     }  # fmt: skip
     assert {name: parameters.get(name) for name in wanted} == wanted

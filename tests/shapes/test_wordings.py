@@ -164,15 +164,15 @@ def test_arranged_scenes_are_right_and_misreadings_are_wrong() -> None:
     prompts = [ALL_PROMPTS[text] for text in sorted(ALL_PROMPTS)]
     asked = [prompt.requirement() for prompt in prompts]
     right = judge_labels(scene_labels([arrange(item, rng) for item in asked]), asked)
-    wrong = judge_labels(scene_labels([arrange(prompt.misreading(), rng) for prompt in prompts]), asked)
+    wrong = judge_labels(scene_labels([prompt.misread_scene(rng) for prompt in prompts]), asked)
     assert right.all_correct.all()
     assert not wrong.all_correct.any()
 
 
 def test_misreadings_keep_apart_what_the_words_keep_apart() -> None:
-    # Counts read as each other half of the time would leave no trace of the number to learn from.
+    # Numbers, or sides, read as each other half of the time would leave no trace of the word to learn from.
     for form in FORMS:
-        if form.kind != "count":
+        if form.kind not in ("count", "relation"):
             continue
         by_combination = {form.requirement(params).combination(): params for params in form.combinations()}
         for params in form.combinations():
