@@ -52,7 +52,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = hydra_compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides)) from error
+        raise UserError(explain(error, overrides, config_name)) from error
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
     validate(config)

@@ -21,11 +21,11 @@ def group_options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-def config_keys() -> list[str]:
-    """All dotted keys of the schema and the group schemas."""
+def config_keys(root: str = "config") -> list[str]:
+    """All dotted keys of a root config's schema and of the schemas of its groups."""
     from dataclasses import fields, is_dataclass
 
-    from src.config import GROUP_SCHEMAS, Config
+    from src.config import GROUP_SCHEMAS, ROOT_SCHEMAS
 
     def walk(schema: type, prefix: str) -> list[str]:
         keys = []
@@ -36,16 +36,24 @@ def config_keys() -> list[str]:
                 keys += walk(type(default), f"{prefix}{item.name}.")
         return keys
 
-    return walk(Config, "") + [key for group, schema in GROUP_SCHEMAS.items() for key in walk(schema, f"{group}.")]
+    keys = walk(ROOT_SCHEMAS[root], "")
+    return keys + [
+        key for group, schema in GROUP_SCHEMAS.items() if group in keys for key in walk(schema, f"{group}.")
+    ]
 
 
-def explain(error: BaseException, overrides: Sequence[str]) -> str:
-    """One line for what Hydra or OmegaConf raised while composing `overrides`."""
+def explain(error: BaseException, overrides: Sequence[str], root: str = "config") -> str:
+    """One line for what Hydra or OmegaConf raised while composing `overrides` onto the config `root`."""
     text = _chain(error)
+
+    def unknown_key(key: str, file: str = "") -> str:
+        known = nearest(key, config_keys(root)) or " `--cfg job` shows all keys."
+        return f"{file + ': ' if file else ''}{key}: no such key.{known}"
+
     for pattern, tell in (
         (r"Could not find '([\w-]+)/([^']+)'", _unknown_option),
-        (r"Could not override '([^']+)'", lambda m, _: _unknown_key(m[1])),
-        (r"Key '([^']+)' (?:is )?not in", lambda m, t: _unknown_key(_full_key(t) or m[1], _file(t))),
+        (r"Could not override '([^']+)'", lambda m, _: unknown_key(m[1])),
+        (r"Key '([^']+)' (?:is )?not in", lambda m, t: unknown_key(_full_key(t) or m[1], _file(t))),
         (r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", _wrong_type),
         (r"Value '(.*?)' \((\w+)\) is not supported|Cannot (?:assign|merge|convert)", _wrong_value),
         (r"Ambiguous value for argument '([^']+)'", _ambiguous),
@@ -80,12 +88,6 @@ def _unknown_option(match: re.Match[str], text: str) -> str:
     if not options:
         return f"{group}={option}: there is no config group {group!r} in {_short(CONFIGS)}"
     return f"{group}={option}: no such option.{nearest(option, options)} There are: {', '.join(options)}"
-
-
-def _unknown_key(key: str, file: str = "") -> str:
-    known = config_keys()
-    where = f"{file}: " if file else ""
-    return f"{where}{key}: no such key.{nearest(key, known) or ' `--cfg job` shows all keys.'}"
 
 
 def _wrong_type(match: re.Match[str], text: str) -> str:

@@ -52,7 +52,8 @@ class JanusConfig:
     """A Janus checkpoint directory in transformers' format."""
 
     _target_: str = "src.policies.load.load_janus"
-    path: str = MISSING
+    path: str | None = None
+    repository: str | None = None  # looked up in the local Hugging Face cache where there is no path
     dtype: str = "auto"  # auto | float32 | bfloat16
     adapter: str | None = None  # a PEFT folder to go on from
     lora: LoraConfig | None = field(default_factory=LoraConfig)  # null: train the language model itself

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config import CONFIGS, UserError, register, validate
+from src.config import CONFIGS, LoggerConfig, UserError, register, validate
 
 if TYPE_CHECKING:
     from src.cli import Command
@@ -40,21 +42,44 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
             raise JobFailed(code)
         return code
 
+    overrides = [*overrides, *_parent(command, overrides)]
     before = sys.argv
     # Hydra's own runner exits with 1 and a page of text on errors; with this it lets them through.
     sys.argv = [before[0], "--multirun", *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        import os
-
-        os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra.main(config_path=str(CONFIGS), config_name=command.config, version_base="1.3")(job)()
     except JobFailed as failure:
         return failure.code
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides)) from error
+        raise UserError(explain(error, overrides, command.config)) from error
     finally:
         sys.argv = before
     return 0
+
+
+def _parent(command: Command, overrides: Sequence[str]) -> list[str]:
+    """With MLflow: a parent run for the jobs to stand under, as the override that names it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    from src.cli import compose
+    from src.cli_errors import explain
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise UserError(explain(error, overrides, command.config)) from error
+    # Where the runs are logged does not depend on what is swept.
+    config = compose([str(word.input_line) for word in parsed if not word.is_sweep_override()], command.config)
+    logger = config.logger
+    if logger.get("_target_") != LoggerConfig._target_ or logger.parent is not None:
+        return []
+    from src.loggers.mlflow_logger import start_parent
+
+    tags = {"sweep": " ".join(overrides)}
+    run_id = start_parent(logger.tracking_uri, Path(config.run.root), logger.experiment, config.run.name, tags)
+    return [f"logger.parent={run_id}"]
 
 
 def job_number() -> int | None:

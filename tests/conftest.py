@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Read when triton is first imported, which torch or transformers may do: its kernels run interpreted in tests.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import src  # noqa: F401, I001 (before the packages it mends)
 

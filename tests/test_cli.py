@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import time
@@ -108,7 +109,7 @@ def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "src.train", "experiment=bicot_lora", "-m", "algorithm.beta=0.01,0.02"),
-            *("logger=csv", f"run.root={tmp_path}", "trainer.max_steps=1", "trainer.progress_bar=false"),
+            *(f"run.root={tmp_path}", "trainer.max_steps=1", "trainer.progress_bar=false"),
             *("evaluation.validation_prompts=4", "evaluation.test_prompts=4", "rollout.prompts_per_step=1"),
         ],
         cwd=ROOT,
@@ -125,3 +126,9 @@ def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
     )
     assert betas == ["0.01", "0.02"]
     assert len(list(tmp_path.glob("*/summary.json"))) == 2
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        parents = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()
+        runs = store.execute("select run_uuid from runs").fetchall()
+    assert len(parents) == 2
+    assert len(set(parents)) == 1, "one parent for both"
+    assert set(parents) < set(runs)

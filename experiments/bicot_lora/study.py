@@ -103,7 +103,7 @@ def curve(folders: Sequence[Path], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def before_after(folder: Path, overrides: Sequence[str], path: Path, shown: int = 6) -> None:
+def before_after(folder: Path, overrides: Sequence[str], path: Path, shown: int = 10) -> None:
     """The same prompts and noise with the base and with the adapter, side by side with their plans."""
     import textwrap
 
@@ -124,21 +124,21 @@ def before_after(folder: Path, overrides: Sequence[str], path: Path, shown: int 
         chosen = [] if adapter is None else [f"model.adapter={adapter}"]
         config = compose(["experiment=bicot_lora", *chosen, *overrides])
         data, rewards, policy = build.build_data(config), build.build_rewards(config), build.build_policy(config)
-        records = spread(data.test_records, 5 * shown)
+        records = spread(data.test_records, shown)
         plans, pixels = pictures(policy, policy.decoder(), records, build.evaluation_settings(config))
         drawn.append((plans, pixels, rewards(pixels, records).details["all_correct"].tolist()))
-    # As they come, one of each kind first; no choosing by outcome.
-    figure, axes = plt.subplots(2, shown, figsize=(2.1 * shown, 5.6))
+    # Two of each kind, as they stand in the file; no choosing by outcome.
+    figure, axes = plt.subplots(2, shown, figsize=(1.75 * shown, 5.0))
     for row, (name, (plans, pixels, right)) in enumerate(zip(("before", "after"), drawn, strict=True)):
         for column in range(shown):
             axis = axes[row][column]
             axis.imshow(pixels[column].permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            prompt = "\n".join(textwrap.wrap(records[column].prompt, 24)) + "\n" if row == 0 else ""
+            prompt = "\n".join(textwrap.wrap(records[column].prompt, 22)) + "\n" if row == 0 else ""
             axis.set_title(prompt, fontsize=8)
             verdict = "right" if right[column] else "wrong"
             axis.set_xlabel(
-                "\n".join([verdict, *textwrap.wrap(plans[column], 28)]),
+                "\n".join([verdict, *textwrap.wrap(plans[column], 25)]),
                 fontsize=7,
                 color="#1a7f37" if right[column] else "#b42318",
             )

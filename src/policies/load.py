@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src.policies.janus import JanusPolicy
-from src.policies.lora import LoraSettings
+from src.policies.lora import LoraSettings, check_adapter_directory
 
 
 class CheckpointError(ValueError):
@@ -40,6 +40,27 @@ def check_janus_directory(path: str | Path) -> Path:
     return folder
 
 
+def find_checkpoint(path: str | Path | None, repository: str | None) -> Path:
+    """The checkpoint directory: `path`, or without one `repository` in the local Hugging Face cache.
+
+    Nothing is downloaded. Raises CheckpointError naming what to download or where to point.
+    """
+    if path is not None:
+        return check_janus_directory(path)
+    if repository is None:
+        raise CheckpointError("model.path: not set; give a Janus checkpoint in transformers' format")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return check_janus_directory(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, CheckpointError) as error:
+        raise CheckpointError(
+            f"the weights of {repository} are not at hand: download them (`hf download {repository}`)"
+            " or give their directory as model.path=DIR"
+        ) from error
+
+
 def resolve_dtype(dtype: str, trains_weights: bool) -> torch.dtype:
     """auto: float32 on a CPU and where the weights themselves are trained, else bfloat16.
 
@@ -52,7 +73,8 @@ def resolve_dtype(dtype: str, trains_weights: bool) -> torch.dtype:
 
 
 def load_janus(
-    path: str | Path,
+    path: str | Path | None,
+    repository: str | None = None,
     dtype: str = "auto",
     adapter: str | Path | None = None,
     lora: dict[str, Any] | None = None,
@@ -64,9 +86,11 @@ def load_janus(
         CheckpointError: if the directory is no loadable Janus checkpoint.
         ValueError: if the adapter does not fit it.
     """
+    folder = find_checkpoint(path, repository)
+    if adapter is not None:
+        check_adapter_directory(Path(adapter))
     from transformers import AutoTokenizer, JanusForConditionalGeneration
 
-    folder = check_janus_directory(path)
     trains_weights = lora is None and adapter is None
     try:
         # Without this, a config that leaves the key out is read as tied (transformers' default), and
@@ -80,11 +104,11 @@ def load_janus(
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"model.path={path}: cannot be loaded: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"model.path={folder}: cannot be loaded: {type(error).__name__}: {error}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise CheckpointError(f"model.path={path}: {len(missing)} weights are missing: {shown}")
+        raise CheckpointError(f"model.path={folder}: {len(missing)} weights are missing: {shown}")
     return JanusPolicy(
         janus,
         tokenizer,

@@ -48,6 +48,14 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
     return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
 
 
+def check_adapter_directory(path: Path) -> None:
+    """Raise ValueError, before anything is loaded, unless `path` holds the two files of a PEFT adapter."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        # PEFT would look for a missing file on a model hub.
+        if not (path / name).is_file():
+            raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
+
+
 def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel:
     """Put the adapter saved at `path` on `model`.
 
@@ -57,10 +65,7 @@ def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        # PEFT would look for a missing file on a model hub.
-        if not (path / name).is_file():
-            raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
+    check_adapter_directory(path)
     try:
         peft_model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)  # type: ignore[arg-type]
         problem = _key_problem(peft_model, path / "adapter_model.safetensors")

@@ -107,9 +107,10 @@ def test_targets_are_misread_as_often_as_said_and_in_the_one_fixed_way() -> None
     labels = scene_labels([parse_plan(example.plan) for example in examples])
     right = judge_labels(labels, [prompt.requirement() for prompt in chosen]).all_correct
     misread = judge_labels(labels, [prompt.misreading() for prompt in chosen]).all_correct
-    assert (right ^ misread).all()
+    # A right picture may show the misreading of a relation, too: above and left of at once. A misread one is wrong.
+    assert (right | misread).all()
     # Five standard deviations of a share of 0.3 in 4000.
-    assert misread.double().mean().item() == pytest.approx(0.3, abs=0.037)
+    assert (~right).double().mean().item() == pytest.approx(0.3, abs=0.037)
     kinds = Counter(prompt.kind for prompt in chosen)
     assert set(kinds) == set(KINDS)
 
