@@ -11,20 +11,27 @@ the same reason nothing in this package imports transformers.
 __version__ = "0.0.0"
 
 from kernels.backend import BACKENDS, BackendUnavailable, Operations, operations, resolve
+from kernels.head import guide
 from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
-from kernels.reference import TokenStatistics, guide, head_statistics, token_statistics
+from kernels.objective import SURROGATES, Objective
+from kernels.one_pass import OnePass, one_pass_head
+from kernels.reference import TokenStatistics, head_statistics, token_statistics
 
 __all__ = [
     "BACKENDS",
     "ESTIMATORS",
     "KL_NAMES",
+    "SURROGATES",
     "BackendUnavailable",
     "KlName",
+    "Objective",
+    "OnePass",
     "Operations",
     "TokenStatistics",
     "guide",
     "head_statistics",
     "kl_estimate",
+    "one_pass_head",
     "operations",
     "resolve",
     "token_statistics",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
-from kernels import reference
+from kernels import one_pass, reference
+from kernels.one_pass import OnePass
 from kernels.reference import TokenStatistics
 
 BACKENDS: tuple[str, ...] = ("auto", "triton", "torch")
+# bf16 arithmetic begins here (A100); older cards run the plain-torch operations.
+OLDEST_CAPABILITY = (8, 0)
 
 
 class BackendUnavailable(ValueError):
@@ -19,27 +24,35 @@ class BackendUnavailable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """The operations of one backend; `name` is what to log. Signatures: :mod:`kernels.reference`."""
+    """The operations of one backend; `name` is what to log.
+
+    Signatures: :mod:`kernels.reference` and :func:`kernels.one_pass.one_pass_head`. prefers_one_pass: whether the
+    one-pass head is the faster way to a gradient, where the objective allows it (in plain torch it saves memory
+    when given chunks, not time).
+    """
 
     name: str
     token_statistics: Callable[..., TokenStatistics]
     head_statistics: Callable[..., TokenStatistics]
+    one_pass_head: Callable[..., OnePass]
+    prefers_one_pass: bool = False
 
 
-TORCH = Operations("torch", reference.token_statistics, reference.head_statistics)
+TORCH = Operations("torch", reference.token_statistics, reference.head_statistics, one_pass.one_pass_head)
 
 
 def resolve(backend: str, device: torch.device | str) -> str:
     """The name, "triton" or "torch", of what runs on `device` for the choice `backend`.
 
-    ``auto`` takes Triton where it can run. A forced backend that cannot run raises BackendUnavailable and
-    never falls back; an unknown name raises ValueError.
+    ``auto`` takes Triton on a GPU where it can run. A forced backend that cannot run raises BackendUnavailable
+    and never falls back; an unknown name raises ValueError.
     """
     if backend not in BACKENDS:
         raise ValueError(f"kernels={backend}: expected one of {', '.join(BACKENDS)}")
-    if backend == "torch":
+    device = torch.device(device)
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    obstacle = _triton_obstacle(torch.device(device))
+    obstacle = _triton_obstacle(device)
     if obstacle is None:
         return "triton"
     if backend == "triton":
@@ -49,9 +62,34 @@ def resolve(backend: str, device: torch.device | str) -> str:
 
 def operations(backend: str, device: torch.device | str) -> Operations:
     """The operations for the choice `backend` on `device`; raises as :func:`resolve` does."""
-    return {"torch": TORCH}[resolve(backend, device)]
+    return TORCH if resolve(backend, device) == "torch" else _triton_operations()
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to interpret kernels on the CPU: slow, for tests only."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+
+
+def _triton_operations() -> Operations:
+    from kernels.triton import heads, statistics
+
+    return Operations("triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, True)
 
 
 def _triton_obstacle(device: torch.device) -> str | None:
     """Why Triton operations cannot run on `device`, or None where they can."""
-    return f"this version has no Triton operations (device {device})"
+    if find_spec("triton") is None:
+        return "the package triton is not installed (it exists for Linux: pip install triton)"
+    if device.type == "cpu":
+        return None if interpreted() else f"Triton kernels run on a GPU, the device is {device}"
+    if device.type != "cuda":
+        return f"Triton kernels run on NVIDIA GPUs, the device is {device}"
+    if interpreted():
+        return "TRITON_INTERPRET is set, under which kernels are interpreted on the CPU, for tests"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        return (
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
+            f"the kernels need {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+        )
+    return None

@@ -54,6 +54,17 @@ def k3(log_ratio: Tensor) -> Tensor:
     return _K3.apply(log_ratio)
 
 
+def estimate_slope(log_ratio: Tensor, name: str) -> Tensor:
+    """The derivative of :func:`kl_estimate` with respect to logp, in closed form; same arguments and errors."""
+    if name == "k1":
+        return torch.ones_like(log_ratio)
+    if name == "k2":
+        return -log_ratio
+    if name == "k3":
+        return -torch.expm1(log_ratio)
+    raise ValueError(f"kl={name!r}: no estimator on log ratios; choose one of {', '.join(ESTIMATORS)}")
+
+
 def kl_estimate(log_ratio: Tensor, name: str) -> Tensor:
     """The estimator `name` (k1, k2, k3) of KL(policy || reference) for each token.
 

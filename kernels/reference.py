@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kernels.kl import KL_NAMES, exact_kl, kl_estimate
+from kernels.checks import check_logits, check_options
+from kernels.head import mix, prepare_head, sum_dtype
+from kernels.kl import exact_kl, kl_estimate
 
 
 class TokenStatistics(NamedTuple):
@@ -30,15 +32,6 @@ class TokenStatistics(NamedTuple):
     log_ratio: Tensor | None
     kl: Tensor | None
     entropy: Tensor | None
-
-
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance ``u + w * (c - u)`` on logits, or on the features an affine head reads.
-
-    Both of one shape; the result is float32 (float64 from float64).
-    """
-    c = conditional.to(_sum_dtype(conditional))
-    return torch.lerp(unconditional.to(c.dtype), c, scale)
 
 
 def token_statistics(
@@ -55,6 +48,7 @@ def token_statistics(
     kl: str | None = "k3",
     entropy: bool = True,
     entropy_grad: bool = True,
+    validate: bool = True,
 ) -> TokenStatistics:
     """Log-prob, log ratio, KL and entropy of tokens `ids` under `logits`.
 
@@ -65,10 +59,11 @@ def token_statistics(
 
     Differentiable with respect to `logits`, and to `unconditional` if `unconditional_grad`; the reference
     gets no gradient. With `entropy_grad` off the entropy is for the logs only and keeps nothing in memory.
+    `validate` off leaves out the look at the ids' values, for which a GPU has to be waited for.
     Raises ValueError for shapes that do not match, ids out of range and options that contradict each other.
     """
-    _check_logits(logits, ids, unconditional=unconditional, ref_logits=ref_logits, ref_unconditional=ref_unconditional)
-    _check_options(
+    check_logits(logits, ids, unconditional=unconditional, ref_logits=ref_logits, ref_unconditional=ref_unconditional)
+    check_options(
         ids,
         vocabulary=logits.shape[-1],
         temperature=temperature,
@@ -78,12 +73,13 @@ def token_statistics(
         ref_unconditional=ref_unconditional,
         ref_logp=ref_logp,
         kl=kl,
+        validate=validate,
     )
-    mixed = _mix(logits, unconditional, guidance_scale, unconditional_grad)
+    mixed = mix(logits, unconditional, guidance_scale, unconditional_grad)
     ref_mixed = None
     if ref_logits is not None:
         with torch.no_grad():
-            ref_mixed = _mix(ref_logits, ref_unconditional, guidance_scale, False)
+            ref_mixed = mix(ref_logits, ref_unconditional, guidance_scale, False)
     return _statistics(mixed, ids, ref_mixed, ref_logp, temperature, kl, entropy, entropy_grad)
 
 
@@ -106,6 +102,7 @@ def head_statistics(
     entropy: bool = True,
     entropy_grad: bool = True,
     chunk_size: int | None = None,
+    validate: bool = True,
 ) -> TokenStatistics:
     """:func:`token_statistics` of the logits ``features @ weight.T + bias``.
 
@@ -118,31 +115,24 @@ def head_statistics(
     the gradient. None holds all N*T rows at once. Gradients reach features, weight and bias where those
     require them, and `unconditional_features` if `unconditional_grad`.
     """
-    _check_head(features, weight, bias, ids, unconditional_features, "features")
-    if ref_weight is None:
-        ref_weight, ref_bias = weight, bias if ref_bias is None else ref_bias
-    if ref_features is not None:
-        _check_head(ref_features, ref_weight, ref_bias, ids, ref_unconditional_features, "ref_features")
-        if ref_weight.shape[0] != weight.shape[0]:
-            raise ValueError(f"ref_weight: shape {tuple(ref_weight.shape)}, but weight has {tuple(weight.shape)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: expected at least 1, or None")
-    _check_options(
+    mixed, weight, bias, ids, ref_mixed, ref_weight, ref_bias = prepare_head(
+        features,
+        weight,
+        bias,
         ids,
-        vocabulary=weight.shape[0],
         temperature=temperature,
-        guided=guidance_scale != 1.0,
-        unconditional=unconditional_features,
-        reference=ref_features,
-        ref_unconditional=ref_unconditional_features,
+        unconditional_features=unconditional_features,
+        guidance_scale=guidance_scale,
+        unconditional_grad=unconditional_grad,
+        ref_features=ref_features,
+        ref_weight=ref_weight,
+        ref_bias=ref_bias,
+        ref_unconditional_features=ref_unconditional_features,
         ref_logp=ref_logp,
         kl=kl,
+        chunk_size=chunk_size,
+        validate=validate,
     )
-    mixed = _mix_features(features, unconditional_features, guidance_scale, unconditional_grad)
-    ref_mixed = None
-    if ref_features is not None:
-        with torch.no_grad():
-            ref_mixed = _mix_features(ref_features, ref_unconditional_features, guidance_scale, False)
 
     def rows(
         x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, ref_x: Tensor | None, ref_logp: Tensor | None
@@ -176,22 +166,6 @@ def _tokens_in_chunks(x: Tensor | None, ids: Tensor, size: int) -> Sequence[Tens
     return x.flatten(0, 1).split(size)
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _mix(x: Tensor, unconditional: Tensor | None, scale: float, unconditional_grad: bool) -> Tensor:
-    """The guided input; `x` itself where guidance is off."""
-    if scale == 1.0 or unconditional is None:
-        return x
-    return guide(x, unconditional if unconditional_grad else unconditional.detach(), scale)
-
-
-def _mix_features(x: Tensor, unconditional: Tensor | None, scale: float, unconditional_grad: bool) -> Tensor:
-    """As `_mix`, back in the features' dtype: the head's matrix product runs in that."""
-    return _mix(x, unconditional, scale, unconditional_grad).to(x.dtype)
-
-
 def _statistics(
     logits: Tensor,
     ids: Tensor,
@@ -203,8 +177,8 @@ def _statistics(
     entropy_grad: bool,
 ) -> TokenStatistics:
     """The statistics of guided logits (..., V) and ids (...), all arguments checked."""
-    log_probs = _log_probs(logits, temperature)
-    logp = _pick(log_probs, ids)
+    log_probs = log_probs_of(logits, temperature)
+    logp = pick(log_probs, ids)
     entropies = None
     if entropy:
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
@@ -212,8 +186,8 @@ def _statistics(
     ref_log_probs = None
     if ref_logits is not None:
         with torch.no_grad():
-            ref_log_probs = _log_probs(ref_logits.to(log_probs.dtype), temperature)
-            ref_logp = _pick(ref_log_probs, ids)
+            ref_log_probs = log_probs_of(ref_logits.to(log_probs.dtype), temperature)
+            ref_logp = pick(ref_log_probs, ids)
     if ref_logp is None:
         return TokenStatistics(logp, None, None, entropies)
     log_ratio = ref_logp.detach().to(logp.dtype) - logp
@@ -226,83 +200,13 @@ def _statistics(
     return TokenStatistics(logp, log_ratio, divergence, entropies)
 
 
-def _log_probs(logits: Tensor, temperature: float) -> Tensor:
+def log_probs_of(logits: Tensor, temperature: float) -> Tensor:
     """Log-softmax (..., V). Subtracts the maximum before the logarithm, so no entry is ever positive."""
     if temperature != 1.0:
-        logits = logits.to(_sum_dtype(logits)) / temperature
-    return torch.log_softmax(logits, dim=-1, dtype=_sum_dtype(logits))
+        logits = logits.to(sum_dtype(logits)) / temperature
+    return torch.log_softmax(logits, dim=-1, dtype=sum_dtype(logits))
 
 
-def _pick(log_probs: Tensor, ids: Tensor) -> Tensor:
+def pick(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """The entries (...,) of log-probs (..., V) that ids (...,) name."""
     return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-
-
-def _check_logits(logits: Tensor, ids: Tensor, **others: Tensor | None) -> None:
-    """Raise ValueError unless logits are (N, T, V), ids (N, T) and all the others shaped as the logits."""
-    if logits.dim() != 3 or not logits.is_floating_point():
-        raise ValueError(f"logits: {logits.dtype} of shape {tuple(logits.shape)}, expected floating (N, T, V)")
-    _check_shape("ids", ids, tuple(logits.shape[:2]), "logits", logits)
-    for name, value in others.items():
-        if value is not None:
-            _check_shape(name, value, tuple(logits.shape), "logits", logits)
-
-
-def _check_head(
-    features: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, unconditional: Tensor | None, name: str
-) -> None:
-    """Raise ValueError unless features (N, T, F), weight (V, F), bias (V,), ids (N, T) fit together."""
-    if features.dim() != 3 or not features.is_floating_point():
-        raise ValueError(f"{name}: {features.dtype} of shape {tuple(features.shape)}, expected floating (N, T, F)")
-    _check_shape("ids", ids, tuple(features.shape[:2]), name, features)
-    if weight.dim() != 2 or weight.shape[1] != features.shape[-1]:
-        raise ValueError(f"weight: shape {tuple(weight.shape)}, but {name} has {tuple(features.shape)}")
-    if bias is not None:
-        _check_shape("bias", bias, (weight.shape[0],), "weight", weight)
-    if unconditional is not None:
-        _check_shape(f"unconditional {name}", unconditional, tuple(features.shape), name, features)
-
-
-def _check_shape(name: str, value: Tensor, expected: tuple[int, ...], other: str, beside: Tensor) -> None:
-    if tuple(value.shape) != expected:
-        raise ValueError(
-            f"{name}: shape {tuple(value.shape)}, expected {expected}, as {other} has {tuple(beside.shape)}"
-        )
-
-
-def _check_options(
-    ids: Tensor,
-    *,
-    vocabulary: int,
-    temperature: float,
-    guided: bool,
-    unconditional: Tensor | None,
-    reference: Tensor | None,
-    ref_unconditional: Tensor | None,
-    ref_logp: Tensor | None,
-    kl: str | None,
-) -> None:
-    """Raise ValueError for ids out of range and for options that contradict each other."""
-    if ids.dtype != torch.int64:
-        raise ValueError(f"ids: dtype {ids.dtype}, expected torch.int64")
-    if ids.numel():
-        low, high = (int(x) for x in torch.aminmax(ids))
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"ids: values in [{low}, {high}], expected [0, {vocabulary}) for ids of shape {tuple(ids.shape)}"
-            )
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a positive number")
-    if guided and unconditional is None:
-        raise ValueError("guidance_scale is not 1: the unconditional branch is missing")
-    if guided and reference is not None and ref_unconditional is None:
-        raise ValueError("guidance_scale is not 1: the reference's unconditional branch is missing")
-    if kl is not None and kl not in KL_NAMES:
-        raise ValueError(f"kl={kl!r}: expected one of {', '.join(KL_NAMES)}, or None")
-    if kl == "exact" and reference is None:
-        raise ValueError(
-            "kl='exact' sums over the vocabulary: it needs the reference's logits or features, not ref_logp"
-        )
-    if reference is not None and ref_logp is not None:
-        raise ValueError("two references: give either the reference's logits or features, or ref_logp")
-    if ref_logp is not None and ref_logp.shape != ids.shape:
-        raise ValueError(f"ref_logp: shape {tuple(ref_logp.shape)}, expected {tuple(ids.shape)}, the shape of ids")

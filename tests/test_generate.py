@@ -119,7 +119,7 @@ def test_records_bring_scores_and_a_run_its_sampling(tmp_path: Path, monkeypatch
 
 
 def test_an_adapter_changes_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ("prompts=two green squares", "n=8", "temperature=1.2")
+    asked = ("prompts=two green squares", "prompts=three blue circles and two more", "n=32", "temperature=1.5")
     assert run(monkeypatch, *asked, f"out={tmp_path / 'base'}") == 0
     assert run(monkeypatch, *asked, f"out={tmp_path / 'tuned'}", f"adapter={lora_run().adapter}") == 0
     assert run(monkeypatch, *asked, f"out={tmp_path / 'run'}", f"run={lora_run().path}") == 0

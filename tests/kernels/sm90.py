@@ -25,15 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.triton.rows import (
-    COMPILE_OPTIONS,
-    KL_CODES,
-    SURROGATE_CODES,
-    backward_kernel,
-    forward_kernel,
-    launch_shape,
-    one_pass_kernel,
-)
+from kernels.triton.one_pass import SURROGATE_CODES, one_pass_kernel
+from kernels.triton.rows import COMPILE_OPTIONS, KL_CODES, backward_kernel, forward_kernel, launch_shape
 
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}

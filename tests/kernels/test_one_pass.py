@@ -188,6 +188,31 @@ def test_the_loss_may_be_scaled_and_gone_through_twice(triton_ops: Operations, b
     torch.testing.assert_close(again, 3.0 * once)
 
 
+def test_the_kept_gradient_may_be_handed_out_once() -> None:
+    (plain, _), plain_leaves = compute()
+    (loss, _), leaves = compute(once=True)
+    want = torch.autograd.grad(3.0 * plain, plain_leaves["features"])[0]
+    torch.testing.assert_close(torch.autograd.grad(3.0 * loss, leaves["features"], retain_graph=True)[0], want)
+    with pytest.raises(RuntimeError, match="once=True"):
+        torch.autograd.grad(loss, leaves["features"])
+
+
+@pytest.mark.parametrize("rows", [rows_in_torch, one_pass_chunk])
+def test_strided_and_expanded_inputs_of_one_rollout(rows: Any) -> None:
+    """Flattening a single row leaves its strides alone: the kernels must not take them for contiguous."""
+    wide = {
+        k: v.repeat_interleave(2, dim=1)[:1, ::2] for k, v in parts(40).items() if k.endswith("features") or k == "ids"
+    }
+    weights, old = (draw(1, 2 * T, seed=i).abs()[:, ::2] for i in (3, 4))
+    assert not wide["ids"].is_contiguous()
+    changes = {"advantages": draw(1, seed=31), "token_weights": weights, "old_logp": -old}
+    got, got_leaves = compute(**wide, **changes, rows=rows, chunk_size=2)
+    want, want_leaves = compute(**{k: v.contiguous() for k, v in (wide | changes).items()})
+    assert_near(got.loss, want.loss, 1e-5, 1e-6)
+    gradients = [torch.autograd.grad(r.loss, x["features"])[0] for r, x in ((got, got_leaves), (want, want_leaves))]
+    assert_near(*gradients, 1e-4, 1e-6)
+
+
 def test_without_gradients_only_the_loss_is_computed() -> None:
     asked: list[bool] = []
 

@@ -112,6 +112,16 @@ def test_no_more_than_a_chunk_of_logits_ever_exists(triton_ops: Operations, kl: 
     assert not [shape for shape in kept if len(shape) > 1 and shape[-1] == V]
 
 
+def test_strided_inputs_of_one_rollout(triton_ops: Operations) -> None:
+    wide = {k: v.repeat_interleave(2, dim=1)[:1, ::2] for k, v in parts().items() if k in ("features", "ids")}
+    ref_logp = -draw(1, 2 * T, seed=9).abs()[:, ::2]
+    arguments = {k: v for k, v in parts().items() if k in ("weight", "bias")} | wide | {"ref_logp": ref_logp}
+    assert not arguments["ids"].is_contiguous()
+    got, want = triton_ops.head_statistics(**arguments, chunk_size=2), head_statistics(**double(arguments))
+    for a, b in zip(got, want, strict=True):
+        assert_near(a, b, 1e-5, 1e-5)
+
+
 def test_no_tokens_and_wrong_inputs(triton_ops: Operations) -> None:
     features = draw(2, 0, F, seed=0).requires_grad_()
     result = triton_ops.head_statistics(features, draw(7, F, seed=1), None, torch.zeros(2, 0, dtype=torch.int64))
