@@ -37,9 +37,7 @@ def config_keys(root: str = "config") -> list[str]:
         return keys
 
     keys = walk(ROOT_SCHEMAS[root], "")
-    return keys + [
-        key for group, schema in GROUP_SCHEMAS.items() if group in keys for key in walk(schema, f"{group}.")
-    ]
+    return keys + [key for group, schema in GROUP_SCHEMAS.items() if group in keys for key in walk(schema, f"{group}.")]
 
 
 def explain(error: BaseException, overrides: Sequence[str], root: str = "config") -> str:

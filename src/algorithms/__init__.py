@@ -16,7 +16,7 @@ from src.algorithms.advantages import (
 )
 from src.algorithms.algorithm import Algorithm, load, names
 from src.algorithms.checks import check_additions, check_settings
-from src.algorithms.losses import LevelCounts, LossInputs, count, normaliser, shared_normalisers
+from src.algorithms.losses import LevelCounts, LossInputs, count, normaliser, shared_normalisers, token_weights
 from src.algorithms.metrics import MAXIMA, means, merge, sampler_mismatch
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "sampler_mismatch",
     "share_without_signal",
     "shared_normalisers",
+    "token_weights",
     "weigh_levels",
     "without_signal",
 ]

@@ -38,7 +38,8 @@ class Algorithm:
     rollout is sound (the surrogate has an importance ratio). whole_batch: the advantages need the rewards of
     the whole prompt batch, over all ranks, not only of a group. group_baseline: a group whose rewards are all
     equal has advantages of zero, so that it may be dropped. per_token: the gradient of a token depends
-    on that token alone, so that a fused head can compute it in one pass.
+    on that token alone. closed_form: the surrogate's name in :data:`kernels.SURROGATES` if it is one of those,
+    so that the one-pass head can compute its gradient in the forward pass; None: by autograd.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Algorithm:
     whole_batch: bool = False
     group_baseline: bool = True
     per_token: bool = True
+    closed_form: str | None = None
 
     def loss(
         self,

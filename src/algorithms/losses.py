@@ -131,6 +131,12 @@ def assemble(
     return LossOutput(-objective.sum() / normaliser, _metrics(inputs, surrogate))
 
 
+def token_weights(mask: Tensor, aggregation: Aggregation) -> Tensor:
+    """w_i of the module's docstring for every token (N, T), float32; 0 where the mask is off."""
+    weights = mask.float()
+    return weights / weights.sum(1, keepdim=True).clamp_min(1) if aggregation == "sequence" else weights
+
+
 class LevelCounts(NamedTuple):
     """What normalisers are made of; tokens and sequences add up over microbatches and ranks.
 

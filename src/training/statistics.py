@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,22 +29,33 @@ def level_statistics(
     need ``level.unconditional_features`` of the same weights; no gradient goes into that branch. The KL is
     left out where the level has no reference.
     """
-    mix = guided and level.sampling.guided
-    rows = level.reference
     return operations.head_statistics(
-        output.features,
-        output.head.weight,
-        output.head.bias,
-        level.ids,
-        temperature=level.sampling.temperature,
-        unconditional_features=level.unconditional_features if mix else None,
-        guidance_scale=level.sampling.guidance_scale if mix else 1.0,
-        ref_logp=level.ref_logp,
-        kl=kl if level.ref_logp is not None or rows is not None else None,
+        **head_arguments(output, level, guided),
+        kl=kl if has_reference(level) else None,
         entropy=entropy,
         entropy_grad=entropy_grad,
-        **({} if rows is None else _reference_arguments(rows)),
     )
+
+
+def has_reference(level: TokenLevel) -> bool:
+    """Whether the level knows anything of the reference."""
+    return level.ref_logp is not None or level.reference is not None
+
+
+def head_arguments(output: LevelOutput, level: TokenLevel, guided: bool) -> dict[str, Any]:
+    """What every operation from hidden states takes of a level."""
+    mix = guided and level.sampling.guided
+    return {
+        "features": output.features,
+        "weight": output.head.weight,
+        "bias": output.head.bias,
+        "ids": level.ids,
+        "temperature": level.sampling.temperature,
+        "unconditional_features": level.unconditional_features if mix else None,
+        "guidance_scale": level.sampling.guidance_scale if mix else 1.0,
+        "ref_logp": level.ref_logp,
+        **({} if level.reference is None else _reference_arguments(level.reference)),
+    }
 
 
 def _reference_arguments(rows: ReferenceRows) -> dict[str, Tensor | None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kernels import Operations, TokenStatistics
+from kernels import Objective, Operations, TokenStatistics
 from src.algorithms import (
     Algorithm,
     LevelCounts,
@@ -24,10 +24,11 @@ from src.algorithms import (
     normaliser,
     sampler_mismatch,
     shared_normalisers,
+    token_weights,
 )
 from src.algorithms.correction import truncated_importance
 from src.training.collect import NonFiniteError
-from src.training.statistics import level_statistics, sampled_logp
+from src.training.statistics import has_reference, head_arguments, level_statistics, sampled_logp
 from src.values import Experience, LevelOutput, LossOutput, TokenLevel
 
 Metrics = dict[str, dict[str, Tensor]]
@@ -123,22 +124,72 @@ def step_loss(
     metrics: Metrics = {}
     logps: dict[str, Tensor] = {}
     for name, level in batch.levels.items():
-        bonus = batch.entropy_bonus.get(name, 0.0) > 0
-        statistics = level_statistics(
-            operations,
-            outputs[name],
-            level,
-            settings.guided,
-            kl=settings.kl,
-            entropy=settings.entropy or bonus,
-            entropy_grad=bonus,
-        )
+        if in_one_pass(operations, algorithm, level, settings):
+            statistics, part = one_pass_loss(name, level, outputs[name], batch, operations, algorithm, settings)
+        else:
+            bonus = batch.entropy_bonus.get(name, 0.0) > 0
+            statistics = level_statistics(
+                operations,
+                outputs[name],
+                level,
+                settings.guided,
+                kl=settings.kl,
+                entropy=settings.entropy or bonus,
+                entropy_grad=bonus,
+            )
+            part = level_loss(name, level, statistics, batch, algorithm, settings)
         logps[name] = statistics.logp.detach()
-        part = level_loss(name, level, statistics, batch, algorithm, settings)
         loss = part.loss if loss is None else loss + part.loss
         metrics[name] = dict(part.metrics)
     assert loss is not None
     return loss * batch.scale, metrics, logps
+
+
+def in_one_pass(operations: Operations, algorithm: Algorithm, level: TokenLevel, settings: UpdateSettings) -> bool:
+    """Whether the gradient comes out of the forward pass, as soon as a token's row is known; else by autograd.
+
+    A correction before the first update is a function of this very pass's log-probs: not known beforehand.
+    """
+    known = settings.correction_cap is None or level.old_logp is not None
+    return operations.prefers_one_pass and algorithm.closed_form is not None and known
+
+
+def one_pass_loss(
+    name: str,
+    level: TokenLevel,
+    output: LevelOutput,
+    batch: MicroBatch,
+    operations: Operations,
+    algorithm: Algorithm,
+    settings: UpdateSettings,
+) -> tuple[TokenStatistics, LossOutput]:
+    """As :func:`level_loss`, the gradient with respect to the features out of the forward pass."""
+    assert algorithm.closed_form is not None
+    bonus, referred = batch.entropy_bonus.get(name, 0.0), has_reference(level)
+    sampled = sampled_logp(name, level, settings.guided)
+    objective = Objective(
+        algorithm.closed_form,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        beta=settings.beta if referred else 0.0,
+        kl=settings.kl if referred else None,
+        entropy_bonus=bonus,
+        entropy=settings.entropy or bonus > 0,
+    )
+    correction = None
+    if level.old_logp is not None:
+        correction = _correction(level, level.old_logp, sampled, settings.correction_cap)
+    loss, statistics = operations.one_pass_head(
+        **head_arguments(output, level, settings.guided),
+        objective=objective,
+        advantages=batch.advantages[name],
+        token_weights=token_weights(level.mask, algorithm.aggregation),
+        normaliser=batch.normaliser if batch.normalisers is None else batch.normalisers[name],
+        old_logp=level.old_logp,
+        correction=correction,
+        once=True,
+    )
+    return statistics, replace(level_loss(name, level, statistics, batch, algorithm, settings), loss=loss)
 
 
 def level_loss(

@@ -17,17 +17,10 @@ from torch import Tensor
 from kernels import Objective, OnePass, Operations, head_statistics, one_pass_head, token_statistics
 from kernels.one_pass import rows_in_torch
 from kernels.triton.heads import one_pass_chunk
-from src.algorithms import Algorithm, LossInputs, count, load, names, normaliser
+from src.algorithms import Algorithm, LossInputs, count, load, names, normaliser, token_weights
 from tests.kernels.problems import assert_near, draw
 from tests.kernels.test_triton_head import N, T, double, parts
 
-# The closed form of each surrogate in src/algorithms; None: there is none, op 2 it is.
-CLOSED_FORMS = {
-    "token_clipped": "clipped",
-    "weight_clipped": "weight_clipped",
-    "reinforce": "reinforce",
-    "sequence_clipped": None,
-}
 CLIP = {"clip_low": 0.1, "clip_high": 0.12}
 
 
@@ -43,12 +36,6 @@ def known(arguments: dict[str, Any], on_policy: bool) -> dict[str, Any]:
         "old_logp": None if on_policy else (logp + moved).float(),
         "correction": None if on_policy else draw(N, T, seed=33, scale=0.3).exp(),
     }
-
-
-def token_weights(algorithm: Algorithm, mask: Tensor) -> Tensor:
-    """w_i of a token, 0 where it does not count."""
-    lengths = mask.sum(1, keepdim=True).clamp_min(1) if algorithm.aggregation == "sequence" else 1
-    return mask.float() / lengths
 
 
 def by_autograd(
@@ -105,7 +92,7 @@ def test_all_operations_are_one_for_every_variant(
     if not on_policy:
         assert want.metrics["ratio_deviation_max"] > 0.12  # the case does clip
 
-    closed = CLOSED_FORMS[algorithm.surrogate.__name__]
+    closed = algorithm.closed_form
     assert (closed is not None) == algorithm.per_token
     for op in ("logits", "head", "one pass in torch", "one pass in triton"):
         own = leaf(arguments)
@@ -114,7 +101,7 @@ def test_all_operations_are_one_for_every_variant(
                 continue
             result = triton_ops.one_pass_head if op.endswith("triton") else one_pass_head
             objective = Objective(closed, beta=beta, kl=kl, entropy_bonus=bonus, **CLIP)
-            weights = token_weights(algorithm, terms["mask"])
+            weights = token_weights(terms["mask"], algorithm.aggregation)
             options = {k: v for k, v in terms.items() if k != "mask"}
             loss, statistics = result(
                 **own, objective=objective, token_weights=weights, normaliser=z, chunk_size=4, **options

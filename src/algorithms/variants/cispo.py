@@ -22,4 +22,4 @@ def weight_clipped(inputs: LossInputs, clip_low: float, clip_high: float) -> Sur
     return Surrogate(value, ratio, ratio < 1 - clip_low, ratio > 1 + clip_high)
 
 
-ALGORITHM = Algorithm("cispo", group_normalised, weight_clipped)
+ALGORITHM = Algorithm("cispo", group_normalised, weight_clipped, closed_form="weight_clipped")

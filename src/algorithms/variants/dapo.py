@@ -14,4 +14,4 @@ from src.algorithms.advantages import group_normalised
 from src.algorithms.algorithm import Algorithm
 from src.algorithms.losses import token_clipped
 
-ALGORITHM = Algorithm("dapo", group_normalised, token_clipped)
+ALGORITHM = Algorithm("dapo", group_normalised, token_clipped, closed_form="clipped")

@@ -13,4 +13,4 @@ from src.algorithms.advantages import group_centred
 from src.algorithms.algorithm import Algorithm
 from src.algorithms.losses import token_clipped
 
-ALGORITHM = Algorithm("dr_grpo", group_centred, token_clipped, aggregation="constant")
+ALGORITHM = Algorithm("dr_grpo", group_centred, token_clipped, aggregation="constant", closed_form="clipped")

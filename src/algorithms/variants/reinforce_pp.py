@@ -12,4 +12,6 @@ from src.algorithms.advantages import batch_normalised
 from src.algorithms.algorithm import Algorithm
 from src.algorithms.losses import token_clipped
 
-ALGORITHM = Algorithm("reinforce_pp", batch_normalised, token_clipped, whole_batch=True, group_baseline=False)
+ALGORITHM = Algorithm(
+    "reinforce_pp", batch_normalised, token_clipped, whole_batch=True, group_baseline=False, closed_form="clipped"
+)

@@ -12,4 +12,6 @@ from src.algorithms.advantages import group_centred_batch_normalised
 from src.algorithms.algorithm import Algorithm
 from src.algorithms.losses import token_clipped
 
-ALGORITHM = Algorithm("reinforce_pp_baseline", group_centred_batch_normalised, token_clipped, whole_batch=True)
+ALGORITHM = Algorithm(
+    "reinforce_pp_baseline", group_centred_batch_normalised, token_clipped, whole_batch=True, closed_form="clipped"
+)

@@ -24,4 +24,12 @@ def reinforce(inputs: LossInputs, clip_low: float, clip_high: float) -> Surrogat
     return Surrogate(value, inputs.log_ratio().detach().exp(), never, never)
 
 
-ALGORITHM = Algorithm("rloo", leave_one_out, reinforce, aggregation="constant", clips=False, several_updates=False)
+ALGORITHM = Algorithm(
+    "rloo",
+    leave_one_out,
+    reinforce,
+    aggregation="constant",
+    clips=False,
+    several_updates=False,
+    closed_form="reinforce",
+)
