@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.rewards.base import RewardExpert
 from src.shapes.judge import judge
+from src.shapes.known import completed
 from src.values import PromptRecord
 
 
@@ -36,12 +37,12 @@ class ShapesJudge(RewardExpert):
         self.bonus = bonus
 
     def applicable(self, record: PromptRecord) -> bool:
-        """Whether the record says which objects a correct picture shows."""
-        return bool(record.scene.get("objects"))
+        """Whether the record, or else its wording, says which objects a correct picture shows."""
+        return bool(completed(record).scene.get("objects"))
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores (N,) float32 of pixels (N, 3, 24, 24) in [0, 1]; details: all_correct and every aspect."""
-        judgement = judge(pixels, records)
+        judgement = judge(pixels, [completed(record) for record in records])
         all_correct = judgement.all_correct.float()
         mean = torch.stack(tuple(judgement.aspects.values())).nanmean(0)
         score = (1 - self.bonus) * mean + self.bonus * all_correct

@@ -1,0 +1,30 @@
+"""What a correct picture shows, for prompts that come as bare words: looked up among the world's own wordings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from src.shapes.wordings import FORMS
+from src.values import PromptRecord
+
+
+@lru_cache(maxsize=1)
+def _scenes() -> Mapping[str, tuple[str, dict[str, Any]]]:
+    """Wording -> (kind, scene) for every combination of every form."""
+    return {
+        text: (form.kind, {**form.requirement(params).to_json(), "form": form.name})
+        for form in FORMS
+        for params in form.combinations()
+        for text in form.wordings(params)
+    }
+
+
+def completed(record: PromptRecord) -> PromptRecord:
+    """The record with its kind and scene, where it has no scene but its words are this world's; else as it is."""
+    if record.scene:
+        return record
+    found = _scenes().get(" ".join(record.prompt.lower().rstrip(". ").split()))
+    return record if found is None else replace(record, task_type=found[0], scene=found[1])
