@@ -1,0 +1,3 @@
+"""Tests; a worker process that starts in one of them needs the import hooks of `src` first, too."""
+
+import src  # noqa: F401
