@@ -29,9 +29,10 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def device() -> torch.device:
-    """Where kernels will run: the GPU of this process if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(config: DictConfig | None = None) -> torch.device:
+    """Where this process computes: its GPU if there is one, unless the trainer is told to use the CPU."""
+    on_cpu = config is not None and OmegaConf.select(config, "trainer.accelerator", default="auto") == "cpu"
+    return torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
 
 
 def build_data(config: DictConfig) -> Any:
@@ -55,7 +56,9 @@ def build_policy(config: DictConfig) -> Policy:
         UserError: for a checkpoint or adapter that cannot be used.
     """
     torch.manual_seed(config.run.seed)
-    return _made("model", config.model, _convert_="all")
+    # "auto" asks for a GPU; told to leave it alone, the weights stay in what a CPU computes in.
+    on_cpu = config.model.get("dtype") == "auto" and device(config).type == "cpu"
+    return _made("model", config.model, _convert_="all", **({"dtype": "float32"} if on_cpu else {}))
 
 
 def build_rewards(config: DictConfig) -> RewardEnsemble:
@@ -94,7 +97,7 @@ def build_algorithm(config: DictConfig) -> algorithms.Algorithm:
 def build_operations(config: DictConfig) -> Operations:
     """The kernels' backend."""
     try:
-        return operations(config.kernels, device())
+        return operations(config.kernels, device(config))
     except BackendUnavailable as error:
         raise UserError(str(error)) from error
 

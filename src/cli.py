@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
 FLAGS = """\
   --cfg job        print the resolved config and stop
   -m, --multirun   sweep: key=a,b runs every combination
@@ -55,7 +56,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
         raise UserError(explain(error, overrides, config_name)) from error
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
-    validate(config)
+    validate(config, config_name)
     return config
 
 
@@ -77,6 +78,9 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted before anything was trained", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def split_flags(given: Sequence[str]) -> tuple[list[str], set[str]]:

@@ -75,6 +75,7 @@ class DataConfig:
 
     _target_: str = "src.data.module.PromptDataModule"
     path: str = MISSING
+    held_out: float = 0.05  # of one file: the share that goes to validation, and as much to test
 
 
 @dataclass
@@ -92,7 +93,6 @@ class RolloutConfig:
     prompts_per_step: int = 8
     guidance_scale: float = 5.0
     max_plan_tokens: int = 256
-    max_rows: int | None = None  # rollouts decoded at once; null: all
     plan: LevelSamplingConfig = field(default_factory=LevelSamplingConfig)
     image: LevelSamplingConfig = field(default_factory=LevelSamplingConfig)
 
@@ -328,7 +328,6 @@ CHECKS: dict[str, Check] = {
     "rollout.prompts_per_step": _AT_LEAST_ONE,
     "rollout.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "rollout.max_plan_tokens": _AT_LEAST_ONE,
-    "rollout.max_rows": _AT_LEAST_ONE,
     "rollout.plan.temperature": _POSITIVE,
     "rollout.image.temperature": _POSITIVE,
     "algorithm.beta": _NOT_NEGATIVE,
@@ -379,6 +378,8 @@ CHECKS: dict[str, Check] = {
     "model.lora.r": _AT_LEAST_ONE,
     "model.lora.alpha": _POSITIVE,
     "model.lora.dropout": (lambda v: v == 0, "0 (with dropout the first update's ratio would not be 1)"),
+    "model.lora.targets": (lambda v: len(v) > 0, "at least one projection"),
+    "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
     # generate and export
@@ -409,19 +410,18 @@ def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
             _refuse_unknown(node[key], default, f"{prefix}{key}.")
 
 
-def validate(config: Any) -> None:
-    """Check every range in CHECKS that the config has a value for.
+def validate(config: Any, root: str = "config") -> None:
+    """Check that the root config `root` has no key but its schema's, and every range in CHECKS.
 
     Raises:
         UserError: naming key, value and what is expected, for the first value out of range.
     """
-    if "rollout" in config:
-        _refuse_unknown(config, Config, "")
-        for group, schema in GROUP_SCHEMAS.items():
-            node = config.get(group)
-            # A part behind a target of its own brings its own keys.
-            if OmegaConf.is_config(node) and node.get("_target_") == getattr(schema, "_target_", None):
-                _refuse_unknown(node, schema, f"{group}.")
+    _refuse_unknown(config, ROOT_SCHEMAS[root], "")
+    for group, schema in GROUP_SCHEMAS.items():
+        node = config.get(group) if group in config else None
+        # A part behind a target of its own brings its own keys.
+        if node is not None and OmegaConf.is_config(node) and node.get("_target_") == getattr(schema, "_target_", None):
+            _refuse_unknown(node, schema, f"{group}.")
     for key, (holds, expected) in CHECKS.items():
         value = OmegaConf.select(config, key, default=None)
         if value is None:

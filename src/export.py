@@ -99,7 +99,7 @@ def source_of_run(run: Path, base: str | None = None) -> Source:
 
     folder = RunFolder(run)
     model = run_config(run)["model"]
-    checkpoint = _base(base or str(model["path"]), f"run={run}")
+    checkpoint = _base(base or checkpoint_of_model(model), f"run={run}")
     if (folder.adapter / "adapter_config.json").is_file():
         return Source(checkpoint, folder.adapter)
     if model.get("lora") is not None or model.get("adapter") is not None:
@@ -131,6 +131,22 @@ def run_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "path" not in config["model"]:
         raise UserError(f"{path}: has no model.path; give the folder of a run made by src.train")
     return {str(key): value for key, value in config.items()}
+
+
+def checkpoint_of_model(model: dict[str, Any]) -> str:
+    """Where a model config's checkpoint lies: its path, or its repository in the local Hugging Face cache.
+
+    Raises:
+        UserError: if the repository is not in the cache.
+    """
+    if model.get("path") is not None:
+        return str(model["path"])
+    from src.policies.load import CheckpointError, find_checkpoint
+
+    try:
+        return str(find_checkpoint(None, model.get("repository")))
+    except CheckpointError as error:
+        raise UserError(f"model: {error}") from error
 
 
 def _base(path: str, named_by: str) -> Path:

@@ -99,9 +99,9 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
             model["adapter"] = str(source.adapter)
         sampling |= sampling_of_run(trained)
     elif config.adapter is not None:
-        from src.export import locate_source
+        from src.export import checkpoint_of_model, locate_source
 
-        source = locate_source(None, config.adapter, config.base or str(model["path"]))
+        source = locate_source(None, config.adapter, config.base or checkpoint_of_model(model))
         model |= {"path": str(source.base), "adapter": str(source.adapter)}
     elif config.base is not None:
         model["path"] = config.base
@@ -154,7 +154,9 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
 
         weights = {name.removeprefix("policy."): value for name, value in load_file(str(chosen["weights"])).items()}
         try:
-            policy.load_state_dict(weights, strict=False)
+            foreign = policy.load_state_dict(weights, strict=False).unexpected_keys
+            if foreign:
+                raise RuntimeError(f"{len(foreign)} weights have no place in it, such as {foreign[0]}")
         except RuntimeError as error:
             raise UserError(f"{chosen['weights']}: does not fit model.path={model['path']}: {error}") from error
     return policy.to(build.device()).eval()

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from src import build
@@ -48,34 +49,64 @@ class Session:
         return self.trainer.is_global_zero
 
     @classmethod
-    def build(cls, config: DictConfig, folder: RunFolder, started: float) -> Session:
-        """Everything of the run; cheap checks of the user's input come before any weight is loaded."""
+    def build(cls, config: DictConfig, folder: RunFolder, started: float, checkpoint: Path | None = None) -> Session:
+        """Everything of the run, to go on from `checkpoint` if given.
+
+        What the user gave is checked before any weight is loaded.
+        """
         quiet()
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
-        build.build_operations(config)
+        operations = build.build_operations(config)
+        if checkpoint is not None:
+            refuse_changes(folder, config)
+            data.start_step = finished_batches(checkpoint)
         stop = GracefulStop()
         facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None)
         loggers = build_loggers(config.logger, facts)
-        policy = build.build_policy(config)
-        module = build.build_module(config, policy, rewards)
-        write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
-        log_parameters(loggers, facts)
-        callbacks, report = _callbacks(config, folder, data, module, stop, started)
+        callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
         trainer = _trainer(config, folder, callbacks, loggers)
         prompts, ranks = config.rollout.prompts_per_step, trainer.world_size
         if prompts % ranks:
             raise UserError(f"rollout.prompts_per_step={prompts}: expected a multiple of the number of ranks, {ranks}")
         loop = GroupedRolloutLoop.install(trainer)
+        policy = build.build_policy(config)
+        module = build.build_module(config, policy, rewards)
+        write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
+        log_parameters(loggers, facts)
         return cls(trainer, module, data, report, stop, loop)
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
-        if checkpoint is not None:
-            self.data.start_step = finished_batches(checkpoint)
         with self.stop.handlers_kept():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+
+
+# A checkpoint is a state of these settings; with others it would be another run.
+FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
+
+
+def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
+    """Raise UserError, naming the first, where a resumed run's settings are not those it was made with."""
+    if not folder.config.is_file():
+        return
+    made = OmegaConf.load(folder.config)
+    for key in (*FIXED, "run.seed"):
+        old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
+        for name in difference(old, new, key):
+            raise UserError(
+                f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
+                f" {OmegaConf.select(made, name)}; give its own settings (they stand in {folder.config})"
+            )
+
+
+def difference(old: Any, new: Any, key: str) -> list[str]:
+    """The dotted keys under which two plain configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys([*old, *new])
+        return [found for name in names for found in difference(old.get(name), new.get(name), f"{key}.{name}")]
+    return [] if old == new else [key]
 
 
 def finished_batches(checkpoint: Path) -> int:
@@ -88,7 +119,7 @@ def finished_batches(checkpoint: Path) -> int:
 
 
 def _callbacks(
-    config: DictConfig, folder: RunFolder, data: Any, module: BiCoTModule, stop: GracefulStop, started: float
+    config: DictConfig, folder: RunFolder, data: Any, kernels: str, stop: GracefulStop, started: float
 ) -> tuple[list[L.Callback], RunReport]:
     settings, evaluation = build.evaluation_settings(config), config.evaluation
     validation = BestByValidation(
@@ -109,7 +140,7 @@ def _callbacks(
         {
             "name": config.run.name,
             "seed": config.run.seed,
-            "kernels": module.operations.name,
+            "kernels": kernels,
             "hardware": hardware(),
         },
         started,
@@ -118,23 +149,32 @@ def _callbacks(
         stop,
         StepLogs(folder.rollouts, config.checkpoint.rollouts_every),
         validation,
-        ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every),
+        ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every, validation),
         report,
     ]
     if config.trainer.progress_bar:
-        callbacks.append(StepProgress(config.trainer.max_steps // config.algorithm.updates_per_rollout))
+        callbacks.append(StepProgress(-(-config.trainer.max_steps // config.algorithm.updates_per_rollout)))
     return callbacks, report
 
 
 def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
+    try:
+        return _made_trainer(config, settings, full, folder, callbacks, loggers)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _made_trainer(
+    config: DictConfig, settings: Any, full: bool, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
+) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=settings.strategy,
-        precision=precision(settings.precision, full),
+        precision=precision(settings.precision, full and build.device(config).type == "cuda"),
         max_steps=settings.max_steps,
         max_epochs=-1,
         logger=loggers,
@@ -148,11 +188,11 @@ def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback],
     )
 
 
-def precision(choice: str, full: bool) -> Any:
+def precision(choice: str, full_on_gpu: bool) -> Any:
     """auto: float32 masters with bf16 products for full fine-tuning on a GPU; else the weights' own dtype."""
     if choice != "auto":
         return choice
-    return "bf16-mixed" if full and torch.cuda.is_available() else "32-true"
+    return "bf16-mixed" if full_on_gpu else "32-true"
 
 
 def quiet() -> None:

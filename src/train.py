@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,8 @@ def train(config: DictConfig) -> int:
         print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
         print(closing_lines(summary, folder))
         return 0
-    session = Session.build(config, folder, STARTED)
+    with made_or_undone(folder.path):
+        session = Session.build(config, folder, STARTED, checkpoint)
     print(f"run folder: {folder.path}", flush=True)
     try:
         session.fit(checkpoint)
@@ -56,6 +59,26 @@ def train(config: DictConfig) -> int:
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
     return session.stop.code or 0
+
+
+@contextmanager
+def made_or_undone(folder: Path) -> Iterator[None]:
+    """Make the run's folder, and take it away again if the user's input turns out wrong before it holds anything.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir={folder}: cannot be made ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    except UserError:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
@@ -76,7 +99,7 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
             raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
         return fresh, None
     if resume == "auto":
-        found = fresh if run.dir else newest_unfinished(Path(run.root), run.name)
+        found = fresh if run.dir else newest_unfinished(Path(run.root), run.name, suffix)
         if found is None or not found.last_checkpoint.is_file():
             return fresh, None
         return found, found.last_checkpoint

@@ -176,3 +176,16 @@ def test_validate_is_what_catches_it() -> None:
     config.rollout.group_size = 1
     with pytest.raises(UserError, match=r"rollout\.group_size=1"):
         validate(config)
+
+
+def test_told_to_use_the_cpu_nothing_is_chosen_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from src import build
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert build.device(compose(["experiment=bicot_lora"])).type == "cuda"
+    config = compose(["experiment=bicot_lora", "trainer.accelerator=cpu"])
+    assert build.device(config).type == "cpu"
+    assert build.build_operations(config).name == "torch"
+    assert next(build.build_policy(config).parameters()).dtype == torch.float32

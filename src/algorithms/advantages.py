@@ -57,14 +57,12 @@ def weigh_levels(advantages: Tensor, weights: Mapping[str, float]) -> dict[str, 
 
 
 def without_signal(total: Tensor, group_size: int, tolerance: float = 0.0) -> Tensor:
-    """(B,) bool: the groups whose rewards are all equal (within `tolerance`, >= 0), which teach nothing."""
+    """(B,) bool: the groups whose rewards are all equal (within `tolerance`, >= 0), which teach nothing.
+
+    DAPO replaces them (arXiv 2503.14476, eq. 11): :func:`src.training.groups.refill`.
+    """
     groups = _grouped(total, group_size)
     return groups.amax(dim=1) - groups.amin(dim=1) <= tolerance
-
-
-def rows_with_signal(total: Tensor, group_size: int, tolerance: float = 0.0) -> Tensor:
-    """(M,) int64: the rollouts of the groups that do teach something (DAPO's dynamic sampling, 2503.14476, eq. 11)."""
-    return (~without_signal(total, group_size, tolerance)).repeat_interleave(group_size).nonzero().flatten()
 
 
 def share_without_signal(total: Tensor, group_size: int) -> Tensor:

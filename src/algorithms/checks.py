@@ -8,6 +8,9 @@ from typing import Any
 from src.algorithms.algorithm import Algorithm
 from src.algorithms.kl import ESTIMATORS, KL_NAMES
 
+# The config's defaults of what only steers a bonus with a target: another value without one is a mistake.
+STEERING_DEFAULTS = {"entropy_step": 0.005, "entropy_maximum": 0.1}
+
 
 def check_settings(
     algorithm: Algorithm,
@@ -36,10 +39,23 @@ def check_settings(
             "[1 - clip_low, 1 + clip_high]; expected clip_low in [0, 1], clip_high at least 0, one above 0"
         )
     _check_kl(beta, kl, kl_in)
-    if level_weights is not None and (min(level_weights.values()) < 0 or max(level_weights.values()) == 0):
-        raise ValueError(f"algorithm.level_weights={dict(level_weights)}: expected none below 0 and one above")
+    if level_weights is not None:
+        _check_level_weights(level_weights, beta, kl_in)
     if correction_cap is not None and not correction_cap > 1:
         raise ValueError(f"algorithm.correction_cap={correction_cap}: expected above 1, or null for no correction")
+
+
+def _check_level_weights(weights: Mapping[str, float], beta: float, kl_in: str) -> None:
+    if min(weights.values()) < 0 or max(weights.values()) == 0:
+        raise ValueError(f"algorithm.level_weights={dict(weights)}: expected none below 0 and one above")
+    idle = [name for name, weight in weights.items() if weight == 0]
+    if idle and kl_in == "reward" and beta > 0:
+        raise ValueError(
+            f"algorithm.level_weights.{idle[0]}={weights[idle[0]]} with algorithm.kl_in=reward and"
+            f" algorithm.beta={beta}: a KL in the reward works through advantages, so this level would have none and"
+            " drift from the reference; set algorithm.kl_in=loss (and a beta for it: a mean over tokens, no sum),"
+            " a weight above 0, or algorithm.beta=0 algorithm.kl_in=loss for no KL at all"
+        )
 
 
 def _check_kl(beta: float, kl: str, kl_in: str) -> None:
@@ -49,6 +65,11 @@ def _check_kl(beta: float, kl: str, kl_in: str) -> None:
         raise ValueError(f"algorithm.kl={kl}: expected one of {', '.join(KL_NAMES)}")
     if kl_in not in ("loss", "reward"):
         raise ValueError(f"algorithm.kl_in={kl_in}: expected loss or reward")
+    if kl_in == "reward" and not beta:
+        raise ValueError(
+            f"algorithm.kl_in=reward with algorithm.beta={beta}: no KL is taken off any reward; set algorithm.beta"
+            " above 0, or algorithm.kl_in=loss for a run without KL"
+        )
     if beta and kl == "k1" and kl_in == "loss":
         others = ", ".join(name for name in (*ESTIMATORS, "exact") if name != "k1")
         raise ValueError(
@@ -113,6 +134,13 @@ def _check_dynamic_sampling(algorithm: Algorithm, settings: Mapping[str, Any]) -
 
 
 def _check_entropy(settings: Mapping[str, Any]) -> None:
+    changed = [name for name, default in STEERING_DEFAULTS.items() if settings[name] != default]
+    if changed and all(target is None for target in settings["entropy_target"].values()):
+        given = " ".join(f"algorithm.{name}={settings[name]}" for name in changed)
+        raise ValueError(
+            f"{given}: does nothing without a target, the bonus is fixed; set algorithm.entropy_target.plan or .image,"
+            " or leave " + " and ".join(f"algorithm.{name}={STEERING_DEFAULTS[name]}" for name in changed)
+        )
     for level, target in settings["entropy_target"].items():
         bonus = settings["entropy_bonus"][level]
         if target is not None and bonus > settings["entropy_maximum"]:

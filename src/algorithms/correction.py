@@ -15,7 +15,8 @@ def truncated_importance(old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, c
 
     old_logp: training's log-probs with the weights that sampled; rollout_logp: the sampler's own, of the same
     distribution (guided or conditional, as ``algorithm.logp`` says). The weights multiply the surrogate
-    (``LossInputs.correction``). cap: above 1, e.g. 2; it bounds the variance at the price of some bias.
+    (``LossInputs.correction``); where that is one number a sequence (GSPO), their mean over it does. cap: above 1,
+    e.g. 2; it bounds the variance at the price of some bias.
     """
     if not cap > 1:
         raise ValueError(f"algorithm.correction_cap={cap}: expected above 1")

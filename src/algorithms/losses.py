@@ -12,8 +12,11 @@ name      w_i       Z, over the optimiser step     who
 ========= ========= ============================== =============================================
 token     1         counted tokens                 T2I-R1 (2505.00703), DAPO (2503.14476)
 sequence  1/|o_i|   sequences                      DeepSeekMath's GRPO (2402.03300), GSPO (2507.18071)
-constant  1         sequences * longest possible   Dr.GRPO (2503.20783)
+constant  1         rollouts * longest possible    Dr.GRPO (2503.20783)
 ========= ========= ============================== =============================================
+
+Sequences are those with a counted token. Rollouts are all the step learns from: a plan masked for its length
+leaves the constant as it is, only a rollout that dynamic sampling dropped, image and all, is none.
 
 Z covers both levels, all microbatches and all ranks and is given from outside (:func:`normaliser`), so the
 losses of the parts simply add up to the loss of the whole step.
@@ -156,7 +159,7 @@ def count(mask: Tensor, max_tokens: int) -> LevelCounts:
 
 def normaliser(aggregation: Aggregation, counts: Mapping[str, LevelCounts]) -> float:
     """Z of an optimiser step from the counts of each of its levels, summed over microbatches and ranks."""
-    return sum(_size(aggregation, level) for level in counts.values())
+    return sum(_size(aggregation, level, _rollouts(counts)) for level in counts.values())
 
 
 def shared_normalisers(
@@ -172,19 +175,27 @@ def shared_normalisers(
     total = sum(shares[name] for name in counts)
     if total <= 0 or any(shares[name] < 0 for name in counts):
         raise ValueError(f"shares of the levels {dict(shares)}: expected none below 0 and one above")
+    rollouts = _rollouts(counts)
     return {
-        name: _size(aggregation, level) * total / shares[name] if shares[name] and level.tokens else float("inf")
+        name: _size(aggregation, level, rollouts) * total / shares[name]
+        if shares[name] and level.tokens
+        else float("inf")
         for name, level in counts.items()
     }
 
 
-def _size(aggregation: Aggregation, level: LevelCounts) -> float:
+def _rollouts(counts: Mapping[str, LevelCounts]) -> float:
+    """How many rollouts the step learns from: every one of them has at least its image, where a plan may be masked."""
+    return max(level.sequences for level in counts.values())
+
+
+def _size(aggregation: Aggregation, level: LevelCounts, rollouts: float) -> float:
     if aggregation == "token":
         return float(level.tokens)
     if aggregation == "sequence":
         return float(level.sequences)
     if aggregation == "constant":
-        return float(level.sequences * level.max_tokens)
+        return float(rollouts * level.max_tokens)
     raise ValueError(f"aggregation {aggregation!r}: expected token, sequence or constant")
 
 

@@ -1,19 +1,8 @@
-"""Plans that grow too long: which ended, what it costs not to, and whether they teach at all."""
+"""Plans that grow too long: what it costs not to end, and whether they teach at all."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-
-def ended(ids: Tensor, mask: Tensor, end_id: int) -> Tensor:
-    """(N,) bool: whether the last counted token is `end_id`. ids (N, T) int64, mask (N, T) bool.
-
-    False for rows that were cut at the cap, and for rows without tokens.
-    """
-    position = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    last = (position * mask == (position * mask).amax(1, keepdim=True)) & mask if ids.shape[1] else mask
-    return ((ids == end_id) & last).any(1)
 
 
 def unfinished_penalty(finished: Tensor, penalty: float) -> Tensor:

@@ -62,7 +62,9 @@ def find_checkpoint(path: str | Path | None, repository: str | None) -> Path:
 
 
 def resolve_dtype(dtype: str, trains_weights: bool) -> torch.dtype:
-    """auto: float32 on a CPU and where the weights themselves are trained, else bfloat16.
+    """The dtype to load weights in.
+
+    auto: float32 on a CPU and where the weights themselves are trained, else bfloat16.
 
     Trained weights are float32 masters: at a learning rate of 1e-6, updates of bf16 weights vanish. The
     matrix products then run in bf16 by the trainer's mixed precision.

@@ -67,7 +67,8 @@ class Collected:
     """An experience with what only the logs read.
 
     rollouts: all of them, whatever the experience masks; seconds by phase; records (B): the prompts, refilled
-    ones included; sampled: the report of the batch's own prompts, before any refill; figures: further ones.
+    ones included; sampled: the report of the batch's own prompts, before any refill; figures: of dynamic sampling;
+    kl_penalty (N,): what the KL took off each reward, None where it does not stand there. All of this rank alone.
     """
 
     experience: Experience
@@ -76,6 +77,7 @@ class Collected:
     records: tuple[PromptRecord, ...]
     sampled: RewardReport
     figures: Mapping[str, float] = field(default_factory=dict)
+    kl_penalty: Tensor | None = None
 
 
 def collect(
@@ -104,15 +106,15 @@ def collect(
     if settings.reference:
         levels = with_reference(policy, operations, levels, settings.guided, needs_reference_logits(settings.kl))
     totals = _level_totals(groups, settings)
+    penalty: Tensor | None = None
     if settings.reward_beta:
         levels, penalty = kl_penalty(decoder, operations, levels, settings)
         totals = {name: total - penalty for name, total in totals.items()}
-        figures["kl_penalty"] = float(penalty.mean())
     watch.lap("reference")
     advantages = level_advantages(algorithm, totals, kept, settings, ranks)
     levels = _counted(levels, groups.rollouts.ended, kept, settings)
     experience = Experience(levels, advantages, groups.report, settings.group_size)
-    return Collected(experience, groups.rollouts, watch.seconds, groups.records, first.report, figures)
+    return Collected(experience, groups.rollouts, watch.seconds, groups.records, first.report, figures, penalty)
 
 
 def _sample(

@@ -115,13 +115,13 @@ def put_in(groups: Groups, places: Sequence[int], others: Groups, group_size: in
     return Groups(
         tuple(records[g] for g in source),
         select(join([groups.rollouts, others.rollouts]), chosen),
-        _report_rows([groups.report, others.report], chosen),
+        _report_rows(joined_reports([groups.report, others.report]), chosen),
         torch.cat([groups.bare, others.bare])[chosen],
     )
 
 
-def _report_rows(reports: Sequence[RewardReport], index: Tensor) -> RewardReport:
-    """Reports one after the other, then the rows at `index`; a detail one of them lacks is NaN there."""
+def joined_reports(reports: Sequence[RewardReport]) -> RewardReport:
+    """Reports of the same experts one after the other; a detail one of them lacks is NaN there."""
     names = dict.fromkeys(name for report in reports for name in report.details)
 
     def detail(report: RewardReport, name: str) -> Tensor:
@@ -129,10 +129,20 @@ def _report_rows(reports: Sequence[RewardReport], index: Tensor) -> RewardReport
 
     return RewardReport(
         reports[0].names,
-        torch.cat([report.scores for report in reports])[index],
-        torch.cat([report.applicable for report in reports])[index],
-        torch.cat([report.total for report in reports])[index],
-        {name: torch.cat([detail(report, name) for report in reports])[index] for name in names},
+        torch.cat([report.scores for report in reports]),
+        torch.cat([report.applicable for report in reports]),
+        torch.cat([report.total for report in reports]),
+        {name: torch.cat([detail(report, name) for report in reports]) for name in names},
+    )
+
+
+def _report_rows(report: RewardReport, index: Tensor) -> RewardReport:
+    return RewardReport(
+        report.names,
+        report.scores[index],
+        report.applicable[index],
+        report.total[index],
+        {name: value[index] for name, value in report.details.items()},
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import nan
 from typing import Any
@@ -24,9 +25,15 @@ from src.algorithms import MAXIMA, share_without_signal
 from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
 from src.training.collect import Collected, NonFiniteError
+from src.training.groups import joined_reports
 from src.training.module import BiCoTModule
+from src.training.ranks import ALONE, Ranks, current_ranks
 from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
-from src.values import IMAGE, PLAN, Experience, PromptBatch
+from src.values import IMAGE, PLAN, Experience, PromptBatch, RewardReport
+
+# Figures of dynamic sampling that are not sums over ranks: each rank refills for itself, the last one ends the rounds.
+FIGURE_MAXIMA = frozenset({"refill/rounds"})
+_DETAIL, _FIGURE = "detail/", "figure/"
 
 
 class GroupedRolloutLoop(_ManualOptimization):
@@ -74,7 +81,7 @@ class GroupedRolloutLoop(_ManualOptimization):
         self._module.step_metrics = {
             **figures,
             **{f"{name}/entropy_bonus": value for name, value in bonus.items()},
-            **experience_metrics(collected),
+            **experience_metrics(collected, current_ranks()),
             **{f"seconds/{name}": value for name, value in collected.seconds.items()},
             "seconds/update": end - learning,
             "seconds": end - start,
@@ -158,19 +165,48 @@ class GroupedRolloutLoop(_ManualOptimization):
         scheduler.step()
 
 
-def experience_metrics(collected: Collected) -> dict[str, float]:
-    """Reward, groups without signal and plan figures of one prompt batch.
+def experience_metrics(collected: Collected, ranks: Ranks = ALONE) -> dict[str, float]:
+    """Reward, groups without signal and plan figures of one prompt batch, over all ranks: the same on each.
 
-    Rewards are those of the batch's own prompts, before dynamic sampling chose: comparable between variants.
+    Every figure is computed once from all ranks' rollouts, in the order of ranks, so that it does not depend on how
+    many there are. Rewards are those of the batch's own prompts, before dynamic sampling chose: comparable between
+    variants.
     """
-    experience, rollouts = collected.experience, collected.rollouts
-    report = report_metrics(collected.sampled)
-    return {
+    sampled, group_size = collected.sampled, collected.experience.group_size
+    parts = ranks.gather_named(_measured(collected))
+    whole = joined_reports([_reported(sampled.names, part) for part in parts])
+    report = report_metrics(whole)
+    figures = {
         "reward": report.pop("total/mean"),
         "reward_std": report.pop("total/std"),
-        "groups_without_signal": float(share_without_signal(collected.sampled.total, experience.group_size)),
-        "plan/length": float(rollouts.levels[PLAN].mask.sum(1).float().mean()),
-        "plan/ended": float(rollouts.ended.float().mean()),
-        **collected.figures,
-        **report,
+        "groups_without_signal": float(share_without_signal(whole.total, group_size)),
+        "plan/length": float(torch.cat([part["length"] for part in parts]).float().mean()),
+        "plan/ended": float(torch.cat([part["ended"] for part in parts]).float().mean()),
     }
+    for name in collected.figures:
+        values = [float(part[_FIGURE + name]) for part in parts]
+        figures[name] = max(values) if name in FIGURE_MAXIMA else sum(values)
+    if collected.kl_penalty is not None:
+        figures["kl_penalty"] = float(torch.cat([part["kl_penalty"] for part in parts]).mean())
+    return {**figures, **report}
+
+
+def _measured(collected: Collected) -> dict[str, Tensor]:
+    """What `experience_metrics` needs of one rank, by name."""
+    report, rollouts = collected.sampled, collected.rollouts
+    measured = {
+        "scores": report.scores,
+        "applicable": report.applicable,
+        "total": report.total,
+        "length": rollouts.levels[PLAN].mask.sum(1),
+        "ended": rollouts.ended,
+        **{_DETAIL + name: value for name, value in report.details.items()},
+        **{_FIGURE + name: torch.tensor(value, dtype=torch.float64) for name, value in collected.figures.items()},
+    }
+    return measured if collected.kl_penalty is None else {**measured, "kl_penalty": collected.kl_penalty}
+
+
+def _reported(names: tuple[str, ...], part: Mapping[str, Tensor]) -> RewardReport:
+    """One rank's report out of what it measured."""
+    details = {name.removeprefix(_DETAIL): value for name, value in part.items() if name.startswith(_DETAIL)}
+    return RewardReport(names, part["scores"], part["applicable"], part["total"], details)

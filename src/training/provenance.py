@@ -37,10 +37,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> str:
     """The device in words: GPU names, or the processor and its usable cores."""
     import torch
 
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {usable_cores()} cores, {torch.get_num_threads()} threads"

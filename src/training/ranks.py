@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -14,11 +13,13 @@ from torch import distributed as dist
 class Ranks:
     """This process's place among all: `gather` gives every rank's tensor, (n_r, ...) each, in the order of ranks.
 
-    The first dimensions may differ; all ranks must call.
+    The first dimensions may differ; all ranks must call. `gather_named` does the same to several tensors at once,
+    of which a rank may lack some; they come back on the CPU where there is more than one rank.
     """
 
     rank: int = 0
     gather: Callable[[Tensor], list[Tensor]] = lambda mine: [mine]
+    gather_named: Callable[[Mapping[str, Tensor]], list[Mapping[str, Tensor]]] = lambda mine: [mine]
 
 
 ALONE = Ranks()
@@ -28,11 +29,15 @@ def current_ranks() -> Ranks:
     """The ranks of the running process group; `ALONE` without one."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
-    return Ranks(dist.get_rank(), _gather)
+    return Ranks(dist.get_rank(), _gather, _gather_named)
 
 
 def _gather(mine: Tensor) -> list[Tensor]:
-    """As objects: a few hundred numbers whose count may differ from rank to rank."""
-    parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
-    dist.all_gather_object(parts, mine.cpu())
-    return [part.to(mine) for part in parts]
+    return [part[""].to(mine) for part in _gather_named({"": mine})]
+
+
+def _gather_named(mine: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """As objects: a few hundred numbers whose names and counts may differ from rank to rank."""
+    parts: list[Mapping[str, Tensor]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, {name: value.cpu() for name, value in mine.items()})
+    return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def newest_unfinished(root: Path, name: str) -> RunFolder | None:
-    """The newest folder of runs called `name` under `root` that has a checkpoint and no finished summary."""
+def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | None:
+    """The newest folder ``<name>-<time><suffix>`` under `root` that has a checkpoint and no finished summary."""
+    pattern = re.compile(re.escape(name) + r"-\d{8}-\d{6}" + re.escape(suffix))
     candidates = [
         RunFolder(path)
-        for path in root.glob(f"{name}-*")
-        if RunFolder(path).last_checkpoint.is_file() and not _finished(RunFolder(path))
+        for path in (root.iterdir() if root.is_dir() else ())
+        if pattern.fullmatch(path.name) and RunFolder(path).last_checkpoint.is_file() and not _finished(RunFolder(path))
     ]
     return max(candidates, key=lambda run: run.last_checkpoint.stat().st_mtime, default=None)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from src.training.callbacks import validation
 from src.training.loop import GroupedRolloutLoop
 from src.values import PromptBatch
 from tests.training.runs import (
@@ -232,6 +233,58 @@ def test_a_longer_run_goes_on_from_a_finished_one(world: Path, tmp_path: Path, u
     longer = world / "constant"
     assert train(world, longer, optim__schedule="constant") == 0
     assert_same_end(run, longer)
+
+
+def test_a_run_stopped_in_its_report_is_reported_when_resumed(world: Path, tmp_path: Path, undisturbed: Any) -> None:
+    """Killed between its last step and the end of its report: all that is left to do is the report."""
+    run = tmp_path / "run"
+    assert train(world, run) == 0
+    (run / "summary.json").unlink()
+    (run / "samples_after.png").unlink()
+    assert train(world, run, resume="auto") == 0
+    assert (run / "samples_after.png").is_file()
+    assert_same_end(run, undisturbed("one update"))
+
+
+def test_a_stop_in_the_middle_of_a_validation_loses_no_validation(
+    world: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    original = validation.evaluate
+    calls = []
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            interrupt()
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "evaluate", evaluate)
+        assert train(world, run, checkpoint__every=100) == 130
+    assert train(world, run, resume="auto", checkpoint__every=100) == 0
+    assert_same_end(run, undisturbed("one update"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"run__seed": 5}, ["run.seed", "5"]),
+        ({"algorithm__beta": 0.5}, ["algorithm.beta=0.5"]),
+        ({"model__lora__r": 2}, ["model.lora.r=2"]),
+        ({"model__lora": "null"}, ["model.lora"]),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_and_changes_nothing(
+    changed: dict[str, Any], words: list[str], world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(world, run, trainer__max_steps=1) == 0
+    before = (run / "config.yaml").read_bytes()
+    assert train(world, run, trainer__max_steps=2, resume="auto", **changed) == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in words), told
+    assert (run / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -56,11 +56,11 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path, finished: bool | Non
 
 
 def test_auto_takes_the_newest_that_is_not_finished(tmp_path: Path) -> None:
-    make_run(tmp_path / "exp-1", finished=True, age=0)
-    newest = make_run(tmp_path / "exp-2", finished=False, age=10)
-    make_run(tmp_path / "exp-3", age=20)
+    make_run(tmp_path / "exp-20260101-000001", finished=True, age=0)
+    newest = make_run(tmp_path / "exp-20260101-000002", finished=False, age=10)
+    make_run(tmp_path / "exp-20260101-000003", age=20)
     make_run(tmp_path / "other-1", age=0)
-    (tmp_path / "exp-4").mkdir()  # stopped before its first checkpoint
+    (tmp_path / "exp-20260101-000004").mkdir()  # stopped before its first checkpoint
     assert newest_unfinished(tmp_path, "exp") == newest
     assert locate(config(tmp_path, resume="auto")) == (newest, newest.last_checkpoint)
 
@@ -74,7 +74,7 @@ def test_auto_begins_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
 
 
 def test_auto_with_a_folder_takes_that_one(tmp_path: Path) -> None:
-    make_run(tmp_path / "exp-2", age=0)
+    make_run(tmp_path / "exp-20260101-000002", age=0)
     run = make_run(tmp_path / "here", age=50)
     assert locate(config(tmp_path, run.path, resume="auto")) == (run, run.last_checkpoint)
 
@@ -94,7 +94,7 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, path: str) -> No
 
 
 def test_a_damaged_summary_is_no_finished_one(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "exp-1")
+    run = make_run(tmp_path / "exp-20260101-000001")
     run.summary.write_text("{")
     assert newest_unfinished(tmp_path, "exp") == run
 
@@ -159,3 +159,11 @@ def test_metrics_are_written_every_so_often(tmp_path: Path) -> None:
     assert not logger.path.exists()
     logger.log_metrics({"a": 1.0}, step=3)
     assert len(rows(logger.path)) == 3
+
+
+def test_auto_does_not_take_a_run_whose_name_only_begins_alike(tmp_path: Path) -> None:
+    make_run(tmp_path / "exp-wide-20260101-000001")
+    make_run(tmp_path / "exp-20260101-000001-1")
+    assert newest_unfinished(tmp_path, "exp") is None
+    assert newest_unfinished(tmp_path, "e*p") is None
+    assert newest_unfinished(tmp_path, "exp", "-1") == RunFolder(tmp_path / "exp-20260101-000001-1")

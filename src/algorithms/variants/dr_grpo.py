@@ -1,7 +1,7 @@
 """Dr.GRPO, "GRPO done right" (arXiv 2503.20783, section 3.2): GRPO without its two biases.
 
     A = r - mean_group                              (no std: easy and hard prompts weigh alike)
-    loss = -sum of S over tokens / (sequences * longest possible length)
+    loss = -sum of S over tokens / (rollouts * longest possible length)
                                                     (no division by the length that happened)
 
 with GRPO's clipped S. The paper trains without KL (beta 0).

@@ -1,7 +1,7 @@
 """RLOO, REINFORCE with a leave-one-out baseline (arXiv 2402.14740; Kool et al. 2019).
 
     A = r - mean of the group's other rewards
-    loss = -sum of A * logp over tokens / (sequences * longest possible length)
+    loss = -sum of A * logp over tokens / (rollouts * longest possible length)
 
 The constant length instead of 1 only scales the learning rate, and keeps losses of the two levels and of
 other variants comparable. No ratio and no clipping: one update on each rollout. On-policy its gradient is

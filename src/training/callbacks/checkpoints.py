@@ -8,23 +8,27 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from src.training.callbacks.validation import BestByValidation
 from src.training.module import BiCoTModule
 
 
 class ResumableCheckpoint(Callback):
-    """Writes Lightning's checkpoint every `every` optimiser steps, at the end, and when a stop is requested.
+    """Writes Lightning's checkpoint every `every` optimiser steps, with new best weights, at the end and at a stop.
 
     The file is written beside its place and then renamed, so there is always one whole checkpoint.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
+    def __init__(self, path: Path, every: int, validation: BestByValidation) -> None:
         self.path = path
         self.every = every
+        self.validation = validation
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: BiCoTModule, *_: Any) -> None:
         step = trainer.global_step
         crossed = step // self.every > (step - pl_module.updates_per_rollout) // self.every
-        if crossed or trainer.should_stop or step >= pl_module.max_steps:
+        # New best weights on disk belong to a state that can be resumed from.
+        best = self.validation.best_step == step
+        if crossed or best or trainer.should_stop or step >= pl_module.max_steps:
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:

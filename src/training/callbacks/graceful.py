@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from torch import distributed
 
 from src.training.console import say
 
@@ -57,7 +58,9 @@ class GracefulStop(Callback):
 
     def check(self, *_: Any) -> None:
         """Raise StopRequested if a signal came; for long work outside of training steps."""
-        if self.code is not None:
+        # One of several ranks must not leave the others waiting for it; there a stop waits for the step's end.
+        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        if self.code is not None and not several:
             raise StopRequested(self.code)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

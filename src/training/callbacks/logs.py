@@ -32,7 +32,7 @@ class StepLogs(Callback):
             kept = [
                 line
                 for line in self.rollouts.read_text(encoding="utf-8").splitlines()
-                if line.endswith("}") and json.loads(line)["step"] <= trainer.global_step
+                if (step := _step_of(line)) is not None and step <= trainer.global_step
             ]
             self.rollouts.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
@@ -71,3 +71,11 @@ class StepLogs(Callback):
                     },
                 }
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    """The step a line belongs to; None for one that a kill cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from src.policies.lora import save_lora
+from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop
 from src.training.callbacks.validation import BestByValidation, load_weights
 from src.training.console import say
@@ -76,20 +78,30 @@ class RunReport(Callback):
         self.seconds_training, self._entered = self._training_seconds(), 0.0
         load_weights(self.folder.best_weights, pl_module)
         if trainer.is_global_zero and getattr(pl_module.policy, "adapter", None) is not None:
-            pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
+            save_lora(pl_module.policy.adapter, self.folder.adapter)
         self._write_summary(trainer, after=None)
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
             self._sheet(pl_module, "after", after["means"])
         self._write_summary(trainer, after)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
+        """A run that was stopped between its last step and its report: nothing is left to train, only to report."""
+        if self.summary:
+            return
+        self.on_train_start(trainer, pl_module)
+        self.on_train_end(trainer, pl_module)
+
     def _evaluated(self, module: BiCoTModule, when: str) -> dict[str, Any]:
         say(f"test {when}: {len(self.records)} prompts ...")
         # The report after a first signal still counts; only a second one, raised by the handler, ends it.
         between = self.stop.check if when == "before" else lambda done, total: None
-        evaluation: Evaluation = evaluate(
-            module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
-        )
+        try:
+            evaluation: Evaluation = evaluate(
+                module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
+            )
+        except RewardError as error:
+            raise RewardError(error.expert, f"test prompts {when} training: {error.problem}", error.prompt) from error
         return {"means": evaluation.means(), "by_kind": evaluation.by_kind()}
 
     def _sheet(self, module: BiCoTModule, when: str, means: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from src.config import UserError
+from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
@@ -71,10 +72,14 @@ class BestByValidation(Callback):
         start = time.perf_counter()
         try:
             evaluation = self._evaluate(module)
+        except RewardError as error:
+            where = f"validation at step {trainer.global_step}"
+            raise RewardError(error.expert, f"{where}: {error.problem}", error.prompt) from error
         except StopRequested:
             if trainer.global_step == 0:
                 raise
             self.pending = True  # a half validation says nothing; the resumed run makes it whole
+            trainer.should_stop = True
             return
         self.pending = False
         figures = evaluation.means()
