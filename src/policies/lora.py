@@ -1,4 +1,4 @@
-"""LoRA on the language model of a Janus: attach, load, save (PEFT's own format)."""
+"""LoRA on the language model of a Janus: attach and load (PEFT's own format; PEFT itself writes it)."""
 
 from __future__ import annotations
 
@@ -92,8 +92,3 @@ def _key_problem(model: PeftModel, file: Path) -> str | None:
     if missing := sorted(own - saved):
         return f"{len(missing)} keys are missing in the adapter, such as {missing[0]}"
     return None
-
-
-def save_lora(model: PeftModel, path: Path) -> None:
-    """Write the adapter (adapter_config.json, adapter_model.safetensors) to the folder `path`."""
-    model.save_pretrained(str(path))

@@ -14,7 +14,7 @@ from src.algorithms import LevelCounts, check_settings, load, shared_normalisers
 from src.algorithms.correction import truncated_importance
 from src.algorithms.entropy import active_bonus, adapted_bonus
 from src.algorithms.kl import needs_reference, needs_reference_logits, penalised_reward
-from src.algorithms.plan_length import ended, mask_unfinished, overlong_penalty, unfinished_penalty
+from src.algorithms.plan_length import mask_unfinished, overlong_penalty, unfinished_penalty
 
 
 def test_kl_in_the_reward_by_hand() -> None:
@@ -62,6 +62,8 @@ def test_shares_make_each_level_a_mean_of_its_own() -> None:
     assert got == {"plan": 200, "image": 768}  # plan: sum/200 = 1/4 * sum/50
     assert shared_normalisers("sequence", counts, {"plan": 1, "image": 1}) == {"plan": 8, "image": 8}
     assert shared_normalisers("constant", counts, {"plan": 0, "image": 2}) == {"plan": math.inf, "image": 576}
+    masked = {**counts, "plan": LevelCounts(20, 2, 100)}  # two plans are left out: the constant is of all four
+    assert shared_normalisers("constant", masked, {"plan": 1, "image": 1}) == {"plan": 800, "image": 1152}
     for shares in ({"plan": 0, "image": 0}, {"plan": -1, "image": 2}):
         with pytest.raises(ValueError, match="shares of the levels"):
             shared_normalisers("token", counts, shares)
@@ -77,16 +79,6 @@ def test_the_adaptive_bonus_moves_towards_its_target_within_bounds() -> None:
     assert active_bonus(0.005, entropy=0.51, target=0.5) == 0.0
     with pytest.raises(ValueError, match="entropy_step=0"):
         adapted_bonus(0.0, entropy=0.2, target=0.5, step=0, maximum=0.01)
-
-
-END = 9
-
-
-def test_a_plan_has_ended_when_its_last_counted_token_is_the_end() -> None:
-    ids = torch.tensor([[1, 2, END], [1, END, 0], [1, 2, 3], [END, 1, 2], [1, 2, END], [END, END, END]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]]).bool()
-    assert ended(ids, mask, END).tolist() == [True, True, False, False, False, False]
-    assert ended(ids[:, :0], mask[:, :0], END).tolist() == [False] * 6
 
 
 def test_unfinished_plans_cost_or_do_not_count() -> None:
@@ -140,6 +132,12 @@ def test_sensible_settings_pass(name: str, change: dict[str, Any]) -> None:
         ("grpo", {"level_weights": {"plan": 0.0, "image": 0.0}}, "level_weights"),
         ("grpo", {"level_weights": {"plan": 1.0, "image": -1.0}}, "level_weights"),
         ("grpo", {"correction_cap": 0.5}, "correction_cap=0.5"),
+        ("rloo", {"kl_in": "reward", "beta": 0.0}, r"kl_in=reward with algorithm.beta=0\.0.*set algorithm.beta above"),
+        (
+            "rloo",
+            {"kl": "k1", "kl_in": "reward", "level_weights": {"plan": 1.0, "image": 0.0}},
+            r"level_weights.image=0\.0 with algorithm.kl_in=reward and algorithm.beta=0\.01.*set algorithm.kl_in=loss",
+        ),
     ],
 )
 def test_senseless_settings_are_named_with_the_fix(name: str, change: dict[str, Any], message: str) -> None:

@@ -204,6 +204,11 @@ def test_the_normaliser_covers_all_levels() -> None:
     assert normaliser("token", counts) == 46
     assert normaliser("sequence", counts) == 8
     assert normaliser("constant", counts) == 4 * 8 + 4 * 9
+    masked = {**counts, "plan": LevelCounts(6, 3, 8)}  # one of four plans is left out: its rollout still counts
+    assert normaliser("constant", masked) == 4 * 8 + 4 * 9
+    assert normaliser("sequence", masked) == 3 + 4
+    dropped = {"plan": LevelCounts(6, 3, 8), "image": LevelCounts(27, 3, 9)}
+    assert normaliser("constant", dropped) == 3 * 8 + 3 * 9
     with pytest.raises(ValueError, match="expected token, sequence or constant"):
         normaliser("batch", counts)  # type: ignore[arg-type]
 

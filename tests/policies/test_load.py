@@ -11,7 +11,7 @@ import torch
 
 from src.policies.janus import JanusPolicy
 from src.policies.load import CheckpointError, load_janus, resolve_dtype
-from src.policies.lora import LoraSettings, save_lora, target_pattern
+from src.policies.lora import LoraSettings, target_pattern
 from src.values import PLAN
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids
@@ -120,7 +120,7 @@ def test_an_adapter_is_read_by_plain_peft(tmp_path: Path) -> None:
     from peft import PeftModel
 
     policy = tiny_policy(lora={"r": 4, "alpha": 12.0, "targets": ["q_proj", "v_proj", "up_proj"]})
-    save_lora(policy.adapter, tmp_path / "adapter")
+    policy.adapter.save_pretrained(str(tmp_path / "adapter"))
     theirs = PeftModel.from_pretrained(tiny_janus(), str(tmp_path / "adapter")).base_model.model
     context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 6)
     ours = level_logps(policy.janus, PLAN, context, ids)
@@ -131,7 +131,7 @@ def test_an_adapter_is_read_by_plain_peft(tmp_path: Path) -> None:
 
 def test_training_goes_on_from_a_saved_adapter(tmp_path: Path) -> None:
     policy = tiny_policy()
-    save_lora(policy.adapter, tmp_path / "adapter")
+    policy.adapter.save_pretrained(str(tmp_path / "adapter"))
     again = JanusPolicy(tiny_janus(), policy.tokenizer, adapter=tmp_path / "adapter")
     ours = {n: p for n, p in policy.named_parameters() if p.requires_grad}
     theirs = {n: p for n, p in again.named_parameters() if p.requires_grad}
@@ -140,7 +140,7 @@ def test_training_goes_on_from_a_saved_adapter(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_width_is_refused(tmp_path: Path) -> None:
-    save_lora(tiny_policy(hidden=64).adapter, tmp_path / "adapter")
+    tiny_policy(hidden=64).adapter.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(ValueError, match=r"model\.adapter=.*adapter: does not fit the base model"):
         JanusPolicy(tiny_janus(), tiny_tokenizer(), adapter=tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"no adapter_config\.json"):
@@ -153,6 +153,6 @@ def test_an_adapter_of_another_depth_is_refused(tmp_path: Path, layers: int) -> 
     """PEFT itself only warns: half of the adapter would silently be dropped, or stay as drawn."""
     policy = tiny_policy(layers=layers)
     draw_adapter(policy, 0.3)
-    save_lora(policy.adapter, tmp_path / "adapter")
+    policy.adapter.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(ValueError, match=r"model\.adapter=.*adapter: does not fit the base model"):
         JanusPolicy(tiny_janus(layers=2), tiny_tokenizer(), adapter=tmp_path / "adapter")

@@ -17,11 +17,12 @@ from tests.training.lightning_pieces import toy_module
 
 
 class Recorder(L.Callback):
-    """Keeps each step's rollouts, and the gradients as they were before clipping."""
+    """Keeps each step's rollouts and logged figures, and the gradients as they were before clipping."""
 
     def __init__(self) -> None:
         self.ids: list[dict[str, Any]] = []
         self.gradients: list[dict[str, torch.Tensor]] = []
+        self.figures: list[dict[str, float]] = []
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.gradients.append({n: p.grad.clone() for n, p in pl_module.policy.named_parameters() if p.grad is not None})
@@ -34,6 +35,8 @@ class Recorder(L.Callback):
             name: [row[keep].tolist() for row, keep in zip(v.ids, v.mask, strict=True)] for name, v in levels.items()
         }
         self.ids.append({"positions": batch.positions, **rows, "tokens": int(levels[PLAN].mask.sum())})
+        # Seconds are each process's own.
+        self.figures.append({k: v for k, v in pl_module.step_metrics.items() if not k.startswith("seconds")})
 
 
 def main(out: Path, world: int) -> None:
@@ -55,7 +58,7 @@ def main(out: Path, world: int) -> None:
     GroupedRolloutLoop.install(trainer)
     trainer.fit(module, datamodule=PromptDataModule(out / "prompts", prompts_per_step=4))
     weights = {name: value.clone() for name, value in module.policy.state_dict().items()}
-    torch.save((recorder.ids, recorder.gradients, weights), out / f"{world}-{trainer.global_rank}.pt")
+    torch.save((recorder.ids, recorder.gradients, weights, recorder.figures), out / f"{world}-{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
-    """(world, rank) -> (rollouts by step, gradients by step, weights)."""
+    """(world, rank) -> (rollouts by step, gradients by step, weights, figures by step)."""
     out = tmp_path_factory.mktemp("ddp")
     write_prompts(out / "prompts")
     for world in (1, 2):
@@ -49,6 +49,22 @@ def test_gradients_and_weights_are_those_of_one(records: dict[tuple[int, int], A
                 torch.testing.assert_close(got[name], value, atol=1e-6 * (1 if step == 0 else 20), rtol=0)
     for name, value in records[2, 0][2].items():
         assert torch.equal(value, records[2, 1][2][name]), "the ranks stay together"
+
+
+def test_both_log_the_figures_of_one(records: dict[tuple[int, int], Any]) -> None:
+    """Rewards, plans and losses of all rollouts, on each rank; what is only counted agrees to the last digit."""
+    for step in range(3):
+        expected = records[1, 0][3][step]
+        assert {"reward", "reward_std", "groups_without_signal", "plan/ended", "named_colour/mean"} <= expected.keys()
+        for rank in (0, 1):
+            got = records[2, rank][3][step]
+            assert got == records[2, 0][3][step]
+            assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            for name in ("plan/length", "plan/ended", "plan/tokens", "groups_without_signal"):
+                assert got[name] == expected[name], name
+            if step == 0:
+                for name in ("reward", "reward_std", "named_colour/std"):
+                    assert got[name] == expected[name], name
 
 
 @pytest.mark.parametrize(

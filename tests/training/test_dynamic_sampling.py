@@ -12,7 +12,8 @@ import torch
 from src.rollout.levels import roll_out
 from src.rollout.noise import group_keys
 from src.training.groups import keyed_records
-from src.training.loop import experience_metrics
+from src.training.loop import _measured, experience_metrics
+from src.training.ranks import Ranks
 from src.training.update import shown
 from src.values import IMAGE, PLAN, PromptRecord, Sampling
 from tests.policies.tiny import tiny_policy
@@ -128,6 +129,13 @@ def test_two_ranks_refill_as_one(algorithm: str) -> None:
         torch.testing.assert_close(together, whole.experience.advantages[name])
         counted = [part.experience.levels[name].mask.any(1) for part in parts]
         assert torch.equal(torch.cat(counted), whole.experience.levels[name].mask.any(1))
+    both = Ranks(gather_named=lambda mine: [_measured(part) for part in parts])
+    figures = experience_metrics(whole)
+    # The group without signal in each half: both refill it, both in one round.
+    assert (figures["refill/rounds"], figures["refill/groups"]) == (1, 2)
+    for part in parts:
+        assert experience_metrics(part, both) == figures
+        assert experience_metrics(part)["reward"] != figures["reward"]
 
 
 def test_further_prompts_are_a_function_of_where_they_will_stand() -> None:

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from src import cli
 from src.algorithms import names
+from src.algorithms.checks import STEERING_DEFAULTS
+from src.build import build_algorithm
 from src.cli_errors import group_options
+from src.config import CONFIGS, AlgorithmConfig
 from src.train import COMMAND
 from tests.conftest import ROOT
 from tests.training.runs import (
@@ -23,7 +27,13 @@ from tests.training.runs import (
     write_world,
 )
 
-VARIANTS = sorted({*names(), "plan_only", "image_only"} - {"grpo"})
+VARIANTS = sorted({*names(), "plan_only", "image_only"})
+# What an experiment file sets besides choosing the algorithm.
+SUITED = {
+    "cispo": {"updates_per_rollout"},
+    "dapo": {"unfinished_plan_penalty", "overlong_penalty", "overlong_margin"},
+    "reinforce_pp": {"beta"},
+}
 SHORT = (
     "trainer.max_steps=2",
     "rollout.prompts_per_step=2",
@@ -46,6 +56,26 @@ def test_every_algorithm_has_its_file_and_every_variant_its_experiment() -> None
 @pytest.mark.parametrize("name", names())
 def test_an_algorithm_file_names_its_own_variant(name: str) -> None:
     assert cli.compose([f"algorithm={name}"]).algorithm.name == name
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_main_job_leaves_a_variant_its_own_constants(name: str) -> None:
+    """`experiment=bicot_lora algorithm=NAME` is NAME as configs/algorithm/NAME.yaml has it, else as the schema does."""
+    given = OmegaConf.load(CONFIGS / "algorithm" / f"{name}.yaml")
+    composed = cli.compose(["experiment=bicot_lora", f"algorithm={name}"]).algorithm
+    assert composed.name == name
+    for key in ("clip_low", "clip_high", "beta", "kl", "kl_in", "updates_per_rollout", "dynamic_sampling"):
+        assert composed[key] == OmegaConf.select(given, key, default=getattr(AlgorithmConfig(), key)), key
+    own = cli.compose([f"experiment={name}"]).algorithm
+    assert {key for key in composed if composed[key] != own[key]} <= SUITED.get(name, set())
+
+
+def test_the_main_job_is_grpo_with_a_kl() -> None:
+    job, grpo = (cli.compose([f"experiment={name}"]) for name in ("bicot_lora", "grpo"))
+    assert (job.algorithm.name, job.algorithm.beta) == ("grpo", 0.01)
+    assert (job.run.name, grpo.run.name) == ("bicot_lora", "grpo")
+    for group in ("algorithm", "rollout", "optim", "evaluation", "trainer"):
+        assert job[group] == grpo[group]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -72,6 +102,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "k1 in the loss": (["algorithm.kl=k1"], ["algorithm.kl=k1", "algorithm.kl_in=loss", "algorithm.kl_in=reward"]),
     "an unknown kl": (["algorithm.kl=k4"], ["algorithm.kl=k4", "k1, k2, k3, exact"]),
+    "no kl in the reward": (
+        ["algorithm.kl_in=reward", "algorithm.beta=0"],
+        ["algorithm.kl_in=reward", "algorithm.beta=0", "algorithm.kl_in=loss"],
+    ),
+    "a level without its kl": (
+        ["algorithm=reinforce_pp", "algorithm.level_weights.plan=0"],
+        ["algorithm.level_weights.plan=0", "algorithm.kl_in=reward", "algorithm.beta=0.0001", "algorithm.kl_in=loss"],
+    ),
     "an unknown place": (["algorithm.kl_in=advantage"], ["algorithm.kl_in=advantage", "loss, reward"]),
     "an unknown variant": (["algorithm.name=ppo"], ["algorithm.name=ppo", "dr_grpo"]),
     "no clip at all": (["algorithm.clip_low=0", "algorithm.clip_high=0"], ["clip_low=0", "one above 0"]),
@@ -121,10 +159,24 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.entropy_target.plan=1", "algorithm.entropy_bonus.plan=0.2"],
         ["algorithm.entropy_bonus.plan=0.2", "algorithm.entropy_maximum=0.1"],
     ),
+    "a step without a target": (
+        ["algorithm.entropy_bonus.plan=0.01", "algorithm.entropy_step=0.01"],
+        ["algorithm.entropy_step=0.01", "algorithm.entropy_target.plan", "algorithm.entropy_step=0.005"],
+    ),
+    "a bound without a target": (
+        ["algorithm.entropy_maximum=0.2"],
+        ["algorithm.entropy_maximum=0.2", "entropy_target"],
+    ),
     "a negative bonus": (["algorithm.entropy_bonus.image=-0.1"], ["algorithm.entropy_bonus.image=-0.1", ">= 0"]),
     "a mistyped key": (["algorithm.entropy_bonus.plans=1"], ["plans"]),
     "a mistyped share": (["algorithm.level_shares.picture=1"], ["picture"]),
 }
+
+
+def test_the_defaults_of_steering_are_the_configs() -> None:
+    assert {name: getattr(AlgorithmConfig(), name) for name in STEERING_DEFAULTS} == STEERING_DEFAULTS
+    steered = ["algorithm.entropy_target.image=1", "algorithm.entropy_step=0.01", "algorithm.entropy_maximum=0.2"]
+    assert build_algorithm(cli.compose(steered)).name == "grpo"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -158,6 +210,20 @@ def test_a_reference_that_cannot_move_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "ToyPolicy" in said
 
 
+FIGURES = (
+    "reward",
+    "reward_std",
+    "groups_without_signal",
+    "plan/ended",
+    "plan/length",
+    "plan/tokens",
+    "image/tokens",
+    "plan/entropy",
+    "plan/entropy_bonus",
+    "image/surrogate",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["reinforce_pp", "reinforce_pp_baseline"])
 def test_two_processes_train_as_one(algorithm: str, tmp_path: Path) -> None:
@@ -183,7 +249,8 @@ def test_two_processes_train_as_one(algorithm: str, tmp_path: Path) -> None:
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=2e-4, rtol=1e-3)
     rows = [{int(row["step"]): row for row in metrics_rows(tmp_path / run)} for run in ("one", "two")]
+    more = ("kl_penalty",) if algorithm == "reinforce_pp" else ("refill/rounds", "refill/groups", "refill/dropped")
     for step in (1, 2, 3):
-        for figure in ("plan/tokens", "image/tokens", "plan/entropy", "plan/entropy_bonus", "image/surrogate"):
+        for figure in (*FIGURES, *more):
             first, second = (float(run[step][figure]) for run in rows)
             assert second == pytest.approx(first, rel=1e-3, abs=1e-4), figure

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from src import algorithms
 from src.training.entropy_control import EntropyControl, EntropySettings
+from src.training.loop import experience_metrics
 from src.training.ranks import Ranks
-from src.training.update import shown
+from src.training.update import microbatches, shown
 from src.values import IMAGE, PLAN, TokenLevel
 from tests.policies.oracle import level_logits
 from tests.policies.tiny import tiny_policy
@@ -124,7 +126,7 @@ def test_the_kl_in_the_reward(kl: str, guided: bool) -> None:
     want = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     for advantages in result.experience.advantages.values():
         torch.testing.assert_close(advantages, want.flatten(), atol=5e-3, rtol=1e-3)
-    assert result.figures["kl_penalty"] == pytest.approx(taken.mean().item(), rel=1e-3)
+    assert experience_metrics(result)["kl_penalty"] == pytest.approx(taken.mean().item(), rel=1e-3)
     plain = gathered(policy, guided=guided).experience
     assert torch.equal(result.experience.report.total, plain.report.total), "the logged reward is the experts'"
 
@@ -351,6 +353,15 @@ def test_masked_plans_are_not_learned_from_but_their_images_are() -> None:
     assert torch.equal(image.mask, result.rollouts.levels[IMAGE].mask)
     _, _, metrics, _ = stepped(policy, result.experience, update_settings())
     assert metrics[PLAN]["tokens"] == result.rollouts.levels[PLAN].mask[ended].sum()
+
+
+def test_masked_plans_leave_the_constant_as_it_is() -> None:
+    """Dr.GRPO's Z is all rollouts times the longest possible lengths, whoever's plan was left out."""
+    result = gathered(ToyPolicy(), mask_unfinished=True, algorithm="dr_grpo")
+    assert not result.rollouts.ended.all()
+    variant, rollouts = algorithms.load("dr_grpo"), len(result.experience)
+    parts = list(microbatches(result.experience, 5, variant, LONGEST, lambda local: local, 1))
+    assert {part.normaliser for part in parts} == {float(rollouts * (LONGEST[PLAN] + LONGEST[IMAGE]))}
 
 
 def test_no_plan_at_all_to_learn_from_leaves_the_images() -> None:

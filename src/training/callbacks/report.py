@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from src.policies.lora import save_lora
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop
 from src.training.callbacks.validation import BestByValidation, load_weights
@@ -78,7 +77,7 @@ class RunReport(Callback):
         self.seconds_training, self._entered = self._training_seconds(), 0.0
         load_weights(self.folder.best_weights, pl_module)
         if trainer.is_global_zero and getattr(pl_module.policy, "adapter", None) is not None:
-            save_lora(pl_module.policy.adapter, self.folder.adapter)
+            pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
         self._write_summary(trainer, after=None)
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
