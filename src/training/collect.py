@@ -17,12 +17,10 @@ from src.policies.base import Decoder, Policy
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import RolloutKey, group_keys
-from src.training.groups import Groups, PlanPenalties, Refilled, RefillSource, SampleGroups, penalise_unfinished, refill
+from src.training.groups import Groups, PlanPenalties, Refilled, RefillSource, SampleGroups, refill
 from src.training.ranks import ALONE, Ranks
 from src.training.statistics import level_rows, level_statistics, sampled_logp, score_level
 from src.values import PLAN, Experience, LevelOutput, PromptBatch, PromptRecord, RewardReport, TokenLevel
-
-__all__ = ["CollectSettings", "Collected", "NonFiniteError", "collect", "penalise_unfinished", "with_reference"]
 
 
 class NonFiniteError(RuntimeError):

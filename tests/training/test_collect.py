@@ -10,7 +10,7 @@ import torch
 
 from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
-from src.training.collect import penalise_unfinished
+from src.training.groups import penalise_unfinished
 from src.training.loop import experience_metrics
 from src.training.statistics import score_level
 from src.values import IMAGE, PLAN, RewardReport
