@@ -46,7 +46,8 @@ class _K3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (d,) = ctx.saved_tensors
-        return grad * torch.expm1(d)
+        # A masked token's log ratio may be beyond 88, where expm1 overflows: 0 * inf must not become NaN.
+        return torch.where(grad == 0, 0, grad * torch.expm1(d))
 
 
 def k3(log_ratio: Tensor) -> Tensor:

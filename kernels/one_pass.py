@@ -77,11 +77,12 @@ def rows_in_torch(rows: Rows, want_gradient: bool) -> RowResults:
         value = value - objective.beta * kl
         if objective.kl is not None and objective.kl != "exact":
             to_logp = to_logp + weights * objective.beta * estimate_slope(log_ratio, objective.kl)
+    # What a token that does not count is multiplied by may be infinite: 0 * inf must not become NaN.
+    unused = weights == 0
+    to_logp = to_logp.masked_fill(unused, 0)
     if objective.entropy_bonus and entropy is not None:
         value = value + objective.entropy_bonus * entropy
-    results = RowResults(
-        (-weights * value).masked_fill(weights == 0, 0), TokenStatistics(logp, log_ratio, kl, entropy), None
-    )
+    results = RowResults((-weights * value).masked_fill(unused, 0), TokenStatistics(logp, log_ratio, kl, entropy), None)
     if not want_gradient:
         return results
 
@@ -90,7 +91,7 @@ def rows_in_torch(rows: Rows, want_gradient: bool) -> RowResults:
         pull = pull - (objective.entropy_bonus * weights).unsqueeze(-1) * (log_probs + entropy.unsqueeze(-1))
     if objective.beta and objective.kl == "exact" and kl is not None and ref_log_probs is not None:
         pull = pull + (objective.beta * weights).unsqueeze(-1) * (ref_log_probs - log_probs + kl.unsqueeze(-1))
-    gradient = probs.mul_(pull).neg_()
+    gradient = probs.mul_(pull.masked_fill(unused.unsqueeze(-1), 0)).neg_()
     gradient.scatter_add_(-1, rows.ids.unsqueeze(-1), to_logp.unsqueeze(-1))
     return results._replace(gradient=gradient.div_(temperature).to(rows.logits.dtype))
 

@@ -53,6 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{shape}: {error}", file=sys.stderr)
             return 1
         print(f"{shape}: agrees with float64 (log-prob within {worst:.1e} relative)")
+    for shape in (s for s in todo if s.hidden):
+        data = contestants.from_hidden(shape, device, dtype)
+        try:
+            worst = accuracy.hold_head_to_oracle(ours, data)
+            if shape == next(s for s in todo if s.hidden):
+                single = data._replace(**{k: x.float() for k, x in data._asdict().items() if x.dtype == dtype})
+                single = single._replace(features=single.features.detach().requires_grad_())
+                accuracy.hold_head_to_oracle(ours, single)
+                accuracy.hold_head_to_oracle(ours, data, kl="exact", entropy=True, guidance_scale=5.0)
+                print(f"{shape}: agrees in float32, and with exact KL, entropy and guidance, too")
+        except accuracy.Failed as error:
+            print(f"{shape}: {error}", file=sys.stderr)
+            return 1
+        print(f"{shape}: agrees with float64 (log-prob within {worst:.1e} nats)")
+        del data
     table = list(accuracy.k3_table(ours, *((64, 64) if options.dry_run else (4608, 16_384)), device))
     _print_accuracy(table)
 
@@ -92,55 +107,104 @@ def _compare(
     compile_: bool,
 ) -> list[Result]:
     """All contestants at one shape, cold and hot."""
+    contestants.forget_compiled()
     field: list[Contestant]
     if shape.hidden:
         field = contestants.hidden_contestants(contestants.from_hidden(shape, device, dtype), ours, compile_)
     else:
         field = contestants.logits_contestants(contestants.from_logits(shape, device, dtype), ours, compile_)
     print(f"\n{shape}")
-    works, memory, why = {}, {}, {c.name: f"absent: {c.why}" for c in field if c.work is None}
-    for contestant in field:
-        if contestant.work is not None:
-            try:
-                memory[contestant.name] = clock.extra_memory(contestant.work, device)
-                contestant.work()
-            except Exception as error:  # a peer of another version: reported, not fatal; ours must not fail
-                if contestant.name.startswith("ours"):
-                    raise
-                why[contestant.name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
-            else:
-                works[contestant.name] = contestant.work
     results = []
-    for cache in ("cold", "hot"):
-        timings = clock.measure(works, device, rounds, cold=cache == "cold")
-        for contestant in field:
-            timing = timings.get(contestant.name)
-            seconds = None if timing is None else timing.median * 1e-3
-            moved, flop = _least(shape, torch.finfo(dtype).bits // 8)
-            results.append(
-                Result(
-                    "head" if shape.hidden else "logits",
-                    shape.tokens,
-                    shape.hidden,
-                    shape.vocabulary,
-                    contestant.name,
-                    cache,
-                    why.get(contestant.name, "measured"),
-                    contestant.note,
-                    contestant.same_work,
-                    contestant.stores_logits,
-                    None if timing is None else timing.median,
-                    None if timing is None else timing.p10,
-                    None if timing is None else timing.p90,
-                    None if timing is None else timing.replayed,
-                    memory.get(contestant.name) if device.type == "cuda" else None,
-                    None if seconds is None or shape.hidden else moved / seconds / copied,
-                    None if seconds is None or not shape.hidden else flop / seconds / rate,
-                )
-            )
-            if cache == "cold":
-                _print_result(results[-1])
+    # A peer that torch.compile gives up on has to be seen to fail, not timed as eager code.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        works, memory, why = _admitted(field, device)
+        for cache in ("cold", "hot"):
+            timings, failed = clock.measure(works, device, rounds, cold=cache == "cold")
+            for name, error in failed.items():
+                if name.startswith("ours"):
+                    raise error
+                why[name] = _failure(error)
+                del works[name]
+            made = [
+                _result(shape, c, cache, timings.get(c.name), why, memory, device, dtype, copied, rate) for c in field
+            ]
+            results += report.beside_ours(made)
+    for result in results:
+        if result.cache == "cold":
+            _print_result(result)
     return results
+
+
+def _admitted(
+    field: Sequence[Contestant], device: torch.device
+) -> tuple[dict[str, clock.Work], dict[str, int], dict[str, str]]:
+    """Those that run and give the right gradient, the memory they take, and why the others are left out."""
+    works: dict[str, clock.Work] = {}
+    memory: dict[str, int] = {}
+    why = {c.name: f"absent: {c.why}" for c in field if c.work is None}
+    ours: torch.Tensor | None = None
+    for contestant in field:
+        if contestant.work is None:
+            continue
+        try:
+            memory[contestant.name] = clock.extra_memory(contestant.work, device)
+            gradient = contestant.work()
+            if ours is None:
+                ours = gradient
+            wanted = ours if contestant.wanted is None else contestant.wanted()
+            right = not contestant.same_work or accuracy.same_gradient(gradient, wanted)
+        except Exception as error:  # a peer of another version: reported, not fatal; ours must not fail
+            if contestant.name.startswith("ours"):
+                raise
+            why[contestant.name] = _failure(error)
+            continue
+        if right:
+            works[contestant.name] = contestant.work
+        elif contestant.name.startswith("ours"):
+            raise accuracy.Failed(f"{contestant.name}: its gradient is not that of the others of ours")
+        else:
+            why[contestant.name] = "failed: another gradient"
+    return works, memory, why
+
+
+def _failure(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+
+
+def _result(
+    shape: Shape,
+    contestant: Contestant,
+    cache: str,
+    timing: clock.Timing | None,
+    why: dict[str, str],
+    memory: dict[str, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    copied: float,
+    rate: float,
+) -> Result:
+    """One line of times.csv, but for how it compares with ours."""
+    seconds = None if timing is None else timing.median * 1e-3
+    moved, flop = _least(shape, torch.finfo(dtype).bits // 8)
+    return Result(
+        "head" if shape.hidden else "logits",
+        shape.tokens,
+        shape.hidden,
+        shape.vocabulary,
+        contestant.name,
+        cache,
+        why.get(contestant.name, "measured"),
+        contestant.note,
+        contestant.same_work,
+        contestant.stores_logits,
+        None if timing is None else timing.median,
+        None if timing is None else timing.p10,
+        None if timing is None else timing.p90,
+        None if timing is None else timing.replayed,
+        memory.get(contestant.name) if device.type == "cuda" else None,
+        None if seconds is None or shape.hidden else moved / seconds / copied,
+        None if seconds is None or not shape.hidden else flop / seconds / rate,
+    )
 
 
 def _least(shape: Shape, itemsize: int) -> tuple[int, int]:
@@ -156,6 +220,8 @@ def _print_result(result: Result) -> None:
     memory = "" if result.extra_bytes is None else f"  {result.extra_bytes / 2**20:9.1f} MiB"
     of = "of the matrix rate" if result.hidden else "of the copy bandwidth"
     timed = f"{result.median_ms:9.3f} ms ({result.p10_ms:.3f} to {result.p90_ms:.3f})"
+    if result.times_ours is not None:
+        timed += f"  {result.times_ours:6.2f} x ours"
     print(f"  {result.contestant:32} {timed}  {share:6.1%} {of}{memory}  {result.note}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,26 +22,48 @@ class Timing(NamedTuple):
     replayed: bool
 
 
-def measure(works: Mapping[str, Work], device: torch.device, rounds: int, cold: bool) -> dict[str, Timing]:
+class Measured(NamedTuple):
+    """Timings of those that ran, and what the others raised."""
+
+    timings: dict[str, Timing]
+    failed: dict[str, Exception]
+
+
+def measure(works: Mapping[str, Work], device: torch.device, rounds: int, cold: bool) -> Measured:
     """Time each of `works` `rounds` times, in turn, so that clocks and heat are the same for all.
 
     cold: the second-level cache is overwritten before each run; else the work itself ran just before. On a GPU
-    work is replayed as a CUDA graph where it can be captured, so that the host's time does not count.
+    all works are replayed as CUDA graphs, so that the host's time does not count, if every one can be captured;
+    if one cannot, none is. A work that raises is out of the race, the others go on.
     """
-    ready = {name: _prepared(work, device) for name, work in works.items()}
+    failed: dict[str, Exception] = {}
+
+    def survives(name: str, action: Work) -> bool:
+        try:
+            action()
+        except Exception as error:
+            failed[name] = error
+            return False
+        return True
+
+    running = {name: work for name, work in works.items() if survives(name, partial(_warm_up, work, device))}
+    graphs = _captured(running, device)
+    ready = running if graphs is None else graphs
     flush = torch.empty(_flush_bytes(device) // 4, dtype=torch.float32, device=device) if cold else None
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    names = list(works)
+    samples: dict[str, list[float]] = {name: [] for name in ready}
+    names = list(ready)
     for turn in range(rounds):
         start = turn % len(names) if names else 0
         for name in names[start:] + names[:start]:
-            work = ready[name][0]
+            if name in failed:
+                continue
             if flush is not None:
                 flush.fill_(float(turn))
-            else:
-                work()
-            samples[name].append(_once(work, device))
-    return {name: Timing(*_quantiles(values), ready[name][1]) for name, values in samples.items()}
+            elif not survives(name, ready[name]):
+                continue
+            survives(name, lambda name=name: samples[name].append(_once(ready[name], device)))  # type: ignore[misc]
+    kept = {name: Timing(*_quantiles(x), graphs is not None) for name, x in samples.items() if name not in failed}
+    return Measured(kept, failed)
 
 
 def extra_memory(work: Work, device: torch.device) -> int:
@@ -61,7 +84,7 @@ def copy_bandwidth(device: torch.device, rounds: int, size: int) -> float:
     """Bytes a second that a copy of `size` bytes moves, read and write counted."""
     source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
-    timing = measure({"copy": lambda: target.copy_(source)}, device, rounds, cold=True)["copy"]
+    timing = measure({"copy": lambda: target.copy_(source)}, device, rounds, cold=True).timings["copy"]
     return 2 * size / (timing.median * 1e-3)
 
 
@@ -69,25 +92,32 @@ def matrix_rate(device: torch.device, rounds: int, size: int, dtype: torch.dtype
     """FLOP a second of the vendor's matrix product of two random square matrices."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    timing = measure({"product": lambda: torch.mm(a, b, out=out)}, device, rounds, cold=False)["product"]
+    timing = measure({"product": lambda: torch.mm(a, b, out=out)}, device, rounds, cold=False).timings["product"]
     return 2 * size**3 / (timing.median * 1e-3)
 
 
-def _prepared(work: Work, device: torch.device) -> tuple[Work, bool]:
-    """The work warmed up, and captured as a graph where that can be done."""
+def _warm_up(work: Work, device: torch.device) -> None:
     for _ in range(3):
         work()
-    if device.type != "cuda":
-        return work, False
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            work()
-    except RuntimeError:  # reads back to the host, or allocates outside the graph: timed as it is
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
-        return work, False
-    return graph.replay, True
+
+
+def _captured(works: Mapping[str, Work], device: torch.device) -> dict[str, Work] | None:
+    """Every work as a CUDA graph; None where one of them cannot be: it reads back to the host, for instance."""
+    if device.type != "cuda":
+        return None
+    made: dict[str, Work] = {}
+    for name, work in works.items():
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                work()
+        except Exception:  # of a peer: whatever it raises, it is timed as it is, and so are all the others
+            torch.cuda.synchronize(device)
+            return None
+        made[name] = graph.replay
+    return made
 
 
 def _once(work: Work, device: torch.device) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from kernels import Objective, Operations, reference
 from kernels.one_pass import one_pass_head as one_pass_in_torch
+from kernels.one_pass import rows_in_torch
 
 BETA, CLIP = 0.01, 0.2
+# Tokens a chunk of the plain-torch peers, and rollouts a chunk of Liger's, of which the best counts.
+PLAIN_CHUNK = 1024
+LIGER_CHUNKS = (1, 2, 4)
 
 
 class Shape(NamedTuple):
@@ -34,7 +39,10 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Contestant:
-    """`work` is None where the peer is absent; `why` then says why. same_work: the bars compare with it."""
+    """`work` gives the gradient; it is None where the peer is absent, and `why` then says why.
+
+    same_work: its gradient has to be ours, or else `wanted()` where the peer takes other upstream gradients.
+    """
 
     name: str
     work: Callable[[], Any] | None
@@ -42,6 +50,7 @@ class Contestant:
     note: str = ""
     same_work: bool = True
     stores_logits: bool = True
+    wanted: Callable[[], Tensor] | None = None
 
 
 class FromLogits(NamedTuple):
@@ -106,22 +115,26 @@ def logits_contestants(data: FromLogits, ours: Operations | None, compile_: bool
     """Everyone who starts from logits."""
     options = {"kl": "k3", "entropy": False, "validate": False}
 
-    def statistics(operation: Callable[..., Any], **more: Any) -> tuple[Tensor, ...]:
-        result = operation(data.logits, data.ids, ref_logits=data.ref_logits, **options, **more)
-        return torch.autograd.grad((result.logp, result.kl), data.logits, (data.to_logp, data.to_kl))
+    def statistics(operation: Callable[..., Any], to_logp: Tensor = data.to_logp, to_kl: Tensor = data.to_kl) -> Tensor:
+        result = operation(data.logits, data.ids, ref_logits=data.ref_logits, **options)
+        return torch.autograd.grad((result.logp, result.kl), data.logits, (to_logp, to_kl))[0]
 
-    def of_logp(logp: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
+    def of_logp(logp: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         policy = logp(data.logits, data.ids)
         with torch.no_grad():
             fixed = logp(data.ref_logits, data.ids)
         d = fixed - policy
-        return torch.autograd.grad((policy, d.exp() - d - 1), data.logits, (data.to_logp, data.to_kl))
+        return torch.autograd.grad((policy, d.exp() - d - 1), data.logits, (data.to_logp, data.to_kl))[0]
+
+    def of_loss() -> Tensor:
+        """A loss of -logp + BETA * k3 a token, weighted as Liger's is."""
+        return statistics(reference.token_statistics, -data.to_logp, BETA * data.to_logp)
 
     eager = Contestant("eager torch", lambda: statistics(reference.token_statistics))
     made = [_ours("ours: op 1", ours, lambda operations: statistics(operations.token_statistics)), eager]
     made.append(_compiled("torch.compile", compile_, lambda: of_logp(_compile(_logp_in_float32))))
     made.append(_peer("TRL selective log-softmax", _trl, of_logp))
-    made.append(_peer("Liger GRPO loss (Triton)", _liger_logits, lambda run: run(data)))
+    made.append(_peer("Liger GRPO loss (Triton)", _liger_logits, lambda run: run(data), wanted=of_loss))
     return made
 
 
@@ -138,7 +151,7 @@ def hidden_contestants(data: FromHidden, ours: Operations | None, compile_: bool
     def gradient(loss: Tensor) -> Tensor:
         return torch.autograd.grad(loss, data.features)[0]
 
-    def one_pass(operation: Callable[..., Any]) -> Tensor:
+    def one_pass(operation: Callable[..., Any], **more: Any) -> Tensor:
         return gradient(
             operation(
                 data.features,
@@ -153,6 +166,7 @@ def hidden_contestants(data: FromHidden, ours: Operations | None, compile_: bool
                 ref_features=data.ref_features,
                 validate=False,
                 once=True,
+                **more,
             ).loss
         )
 
@@ -196,12 +210,37 @@ def hidden_contestants(data: FromHidden, ours: Operations | None, compile_: bool
             stores_logits=True,
         ),
         _compiled("stored logits, torch.compile", compile_, lambda: stored(_compile(reference.token_statistics))),
-        _peer(
-            "Liger fused-linear GRPO loss",
-            _liger_linear,
-            lambda run: gradient(run(data)),
-            note="computes the frozen head's gradient, too",
+        Contestant(
+            "chunked, eager torch",
+            lambda: chunked(reference.head_statistics, chunk_size=PLAIN_CHUNK),
             stores_logits=False,
+        ),
+        _compiled(
+            "chunked, torch.compile",
+            compile_,
+            lambda: chunked(_compile(reference.head_statistics), chunk_size=PLAIN_CHUNK),
+            stores_logits=False,
+        ),
+        Contestant(
+            "one pass in plain torch, chunked",
+            lambda: one_pass(one_pass_in_torch, chunk_size=PLAIN_CHUNK),
+            stores_logits=False,
+        ),
+        _compiled(
+            "one pass, chunked, torch.compile",
+            compile_,
+            lambda: one_pass(one_pass_in_torch, chunk_size=PLAIN_CHUNK, rows=_compile(rows_in_torch)),
+            stores_logits=False,
+        ),
+        *(
+            _peer(
+                f"Liger fused-linear GRPO, {size} a chunk",
+                partial(_liger_linear, size),
+                lambda run: gradient(run(data)),
+                note="computes the frozen head's gradient, too; chunks of whole rollouts",
+                stores_logits=False,
+            )
+            for size in LIGER_CHUNKS
         ),
         _peer(
             "quack linear cross-entropy",
@@ -242,8 +281,8 @@ def _peer(name: str, find: Callable[[], Any], run: Callable[[Any], Any], **facts
     return Contestant(name, lambda: run(found), **facts)
 
 
-def _compiled(name: str, wanted: bool, run: Callable[[], Any]) -> Contestant:
-    return Contestant(name, run) if wanted else Contestant(name, None, "left out (--no-compile)")
+def _compiled(name: str, wanted: bool, run: Callable[[], Any], **facts: Any) -> Contestant:
+    return Contestant(name, run, **facts) if wanted else Contestant(name, None, "left out (--no-compile)", **facts)
 
 
 _COMPILED: dict[Any, Any] = {}
@@ -254,6 +293,12 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     if function not in _COMPILED:
         _COMPILED[function] = torch.compile(function, dynamic=False)
     return _COMPILED[function]
+
+
+def forget_compiled() -> None:
+    """Compile anew from here on: else many shapes one after another reach torch's limit of recompilations."""
+    torch.compiler.reset()
+    _COMPILED.clear()
 
 
 def _logp_in_float32(logits: Tensor, ids: Tensor) -> Tensor:
@@ -293,15 +338,17 @@ def _liger_logits() -> Callable[[FromLogits], Any]:
             eps_high=CLIP,
             inplace=False,
         )
-        return torch.autograd.grad(loss, logits, data.to_logp)
+        return torch.autograd.grad(loss, logits, data.to_logp)[0][:, :-1]
 
     return run
 
 
-def _liger_linear() -> Callable[[FromHidden], Tensor]:
+def _liger_linear(chunk_size: int) -> Callable[[FromHidden], Tensor]:
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    module = LigerFusedLinearGRPOLoss(beta=BETA, epsilon_low=CLIP, epsilon_high=CLIP, temperature=1.0)
+    module = LigerFusedLinearGRPOLoss(
+        beta=BETA, epsilon_low=CLIP, epsilon_high=CLIP, temperature=1.0, chunk_size=chunk_size
+    )
 
     def run(data: FromHidden) -> Tensor:
         """Liger chunks over rollouts, so the tokens are given as rollouts of 576, an image each."""

@@ -117,6 +117,11 @@ def one_pass_kernel(
     tl.store(loss_out + row, tl.where(weight != 0.0, -weight * value, 0.0))
 
     if GRADIENT:
+        # What a token that does not count is multiplied by may be infinite: 0 * inf must not become NaN.
+        to_logp = tl.where(weight != 0.0, to_logp, 0.0)
+        log_ratio = tl.where(weight != 0.0, log_ratio, 0.0)
+        kl = tl.where(weight != 0.0, kl, 0.0)
+        entropy = tl.where(weight != 0.0, entropy, 0.0)
         write_gradient(
             c,
             None,

@@ -186,12 +186,13 @@ def backward_kernel(
         to_logp -= tl.load(to_ratio_in + row)
     if to_entropy_in is not None:
         to_entropy = tl.load(to_entropy_in + row)
-        entropy = tl.load(entropy_in + row)
+        entropy = tl.where(to_entropy != 0.0, tl.load(entropy_in + row), 0.0)
     if to_kl_in is not None:
         to_kl = tl.load(to_kl_in + row)
-        log_ratio = tl.load(ratio_in + row)
+        # What the KL of a masked token is multiplied by may be infinite: 0 * inf must not become NaN.
+        log_ratio = tl.where(to_kl != 0.0, tl.load(ratio_in + row), 0.0)
         if KL == EXACT_KL:
-            kl = tl.load(kl_in + row)
+            kl = tl.where(to_kl != 0.0, tl.load(kl_in + row), 0.0)
             shift = tl.load(shift_in + row)
         else:
             to_logp += to_kl * estimate_slope(log_ratio, KL)

@@ -36,7 +36,8 @@ def token_statistics(
     Rows may lie anywhere, but along V logits are contiguous, or else copied. The backward pass with
     ``kl="exact"`` reads the reference once more. overwrite: the gradient takes the place of `logits` (and, with
     `unconditional_grad`, of `unconditional`) in memory: nothing may read them afterwards, and a second backward
-    pass raises RuntimeError. With `validate` off, an id out of range gives logp NaN.
+    pass raises RuntimeError; ValueError where several places of such a tensor are one in memory. With `validate`
+    off, an id out of range gives logp NaN.
     """
     check_logits(logits, ids, unconditional=unconditional, ref_logits=ref_logits, ref_unconditional=ref_unconditional)
     check_options(
@@ -69,6 +70,10 @@ def token_statistics(
         temperature,
         kl,
     )
+    if overwrite:
+        check_no_overlap("logits", inputs.logits)
+        if inputs.unconditional is not None and inputs.unconditional.requires_grad:
+            check_no_overlap("unconditional", inputs.unconditional)
     results = _Statistics.apply(inputs.logits, inputs.unconditional, inputs, entropy, entropy_grad, overwrite)
     return TokenStatistics(*(None if x is None else x.view(ids.shape) for x in results))  # type: ignore[arg-type]
 
@@ -147,6 +152,19 @@ def check_dtypes(**tensors: Tensor | None) -> None:
                 f"{name}: dtype {x.dtype}, but the Triton operations take bfloat16, float16 and float32; "
                 "use kernels=torch for others"
             )
+
+
+def check_no_overlap(name: str, x: Tensor) -> None:
+    """Raise ValueError where places of x share memory, as after `expand`: gradients written there would race."""
+    reach = 0  # of the dimensions with smaller strides, in elements
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride <= reach:
+            raise ValueError(
+                f"overwrite=True: {name} of shape {tuple(x.shape)} and strides {x.stride()} has several places in "
+                "the same memory, where their gradients would overwrite each other; give a contiguous() copy, or "
+                "overwrite=False"
+            )
+        reach += stride * (size - 1)
 
 
 def contiguous_rows(x: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from kernels import Operations, TokenStatistics, operations, token_statistics
 from kernels.benchmark import accuracy, clock, contestants, report
-from kernels.benchmark.__main__ import main, shapes
-from kernels.benchmark.contestants import Shape
+from kernels.benchmark.__main__ import _compare, main, shapes
+from kernels.benchmark.contestants import Contestant, Shape
 from kernels.benchmark.report import HEAD_BAR_SHAPE, OP1, OP1_BAR_SHAPES, OP2, OP3, STORED, Result
 
 CPU = torch.device("cpu")
@@ -50,7 +52,7 @@ def test_all_contestants_that_claim_the_same_work_give_the_same_gradient(triton_
     data = contestants.from_logits(Shape(6, 50), CPU, torch.float32)
     field = [c for c in contestants.logits_contestants(data, triton_ops, compile_=False) if c.work is not None]
     assert len(field) >= 2
-    gradients = [c.work()[0] for c in field]  # type: ignore[misc]
+    gradients = [c.work() for c in field]  # type: ignore[misc]
     hidden = contestants.from_hidden(Shape(6, 50, 8), CPU, torch.float32)
     field = contestants.hidden_contestants(hidden, triton_ops, compile_=False)
     same = [c.work() for c in field if c.work is not None and c.same_work]
@@ -115,14 +117,134 @@ def test_the_heads_bars(fastest: float, stored: float, extra: int, rival: float,
         measured("Liger", HEAD_BAR_SHAPE, rival, stores_logits=False),
         measured("labelled only", HEAD_BAR_SHAPE, 0.1, stores_logits=False, same_work=False),
     ]
-    found = [bar.met for bar in report.bars(field, []) if bar.name.startswith("ops 2/3")]
-    assert tuple(found) == met
+    judged = {bar.name.split(": ", 1)[1]: bar.met for bar in report.bars(field, []) if bar.name.startswith("ops 2/3")}
+    names = (
+        "best that stores no logits: faster than Liger",
+        "time beside stored logits",
+        "memory beside stored logits",
+    )
+    assert tuple(judged.pop(name) for name in names) == met
+    assert judged == {"faster than Liger": met[0], "faster than labelled only (labelled cross-entropy only)": False}
+
+
+def test_every_peer_of_the_head_has_its_bar_and_an_absent_one_is_not_beaten() -> None:
+    field = [
+        measured(OP3, HEAD_BAR_SHAPE, 1.0, stores_logits=False),
+        measured("Liger", HEAD_BAR_SHAPE, 1.4, stores_logits=False),
+        replace(measured("gone", HEAD_BAR_SHAPE, 0.0, stores_logits=False), median_ms=None, status="absent: no wheel"),
+    ]
+    judged = {bar.name.split(": ", 1)[1]: bar for bar in report.bars(field, []) if bar.name.startswith("ops 2/3")}
+    assert judged["faster than Liger"].met
+    assert not judged["faster than gone"].met
+    assert judged["faster than gone"].found == "absent: no wheel"
+    assert [r.times_ours for r in report.beside_ours(field)] == [1.0, 1.4, None]
+
+
+def peer(name: str, work: Any) -> Contestant:
+    return Contestant(name, work)
+
+
+def test_a_peer_with_another_gradient_or_an_error_is_reported_and_the_race_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = torch.ones(4)
+    calls = iter(range(100))
+
+    def late() -> Tensor:
+        if next(calls) > 2:
+            raise ValueError("out of memory, say")
+        return right
+
+    def never() -> Tensor:
+        raise KeyError("an option that is gone")
+
+    field = [
+        peer(OP1, lambda: right),
+        peer("half", lambda: 0.5 * right),
+        peer("noisy", lambda: 1.01 * right),
+        peer("never", never),
+        peer("late", late),
+        Contestant("other upstream", lambda: -right, wanted=lambda: -right),
+    ]
+    monkeypatch.setattr(contestants, "logits_contestants", lambda *_: field)
+    results = _compare(Shape(4, 8), operations("torch", "cpu"), CPU, torch.float32, 2, 1.0, 1.0, False)
+    status = {r.contestant: r.status for r in results}
+    assert status == {
+        OP1: "measured",
+        "half": "failed: another gradient",
+        "noisy": "measured",
+        "never": "failed: KeyError: 'an option that is gone'",
+        "late": "failed: ValueError: out of memory, say",
+        "other upstream": "measured",
+    }
+    assert len(results) == 12
+
+
+def test_a_graph_that_cannot_be_captured_leaves_all_ungraphed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def replay(self) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    device = torch.device("cuda")
+
+    def reads_back() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    captured = clock._captured({"a": lambda: None, "b": lambda: None}, device)
+    assert captured is not None
+    assert captured.keys() == {"a", "b"}
+    assert clock._captured({"a": lambda: None, "b": reads_back}, device) is None
+
+
+def test_each_shape_is_compiled_anew_and_giving_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    contestants._COMPILED["old"] = None
+    seen: list[object] = []
+
+    def field(*_: object) -> list[Contestant]:
+        def work() -> Tensor:
+            seen.append(torch._dynamo.config.fail_on_recompile_limit_hit)
+            return torch.ones(1)
+
+        seen.append(dict(contestants._COMPILED))
+        return [peer(OP1, work)]
+
+    monkeypatch.setattr(contestants, "logits_contestants", field)
+    _compare(Shape(4, 8), operations("torch", "cpu"), CPU, torch.float32, 1, 1.0, 1.0, True)
+    assert seen[0] == {}
+    assert len(seen) > 1
+    assert all(flag is True for flag in seen[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [{}, {"kl": "exact", "entropy": True, "guidance_scale": 5.0}])
+def test_the_heads_oracle_passes_what_is_right_and_stops_what_is_not(
+    triton_ops: Operations, dtype: torch.dtype, case: dict[str, Any]
+) -> None:
+    data = contestants.from_hidden(Shape(7, 300, 32), CPU, dtype)
+    assert accuracy.hold_head_to_oracle(triton_ops, data, **case) < (1e-4 if dtype == torch.float32 else 0.5)
+
+    def wrong(name: str, change: Any) -> Operations:
+        original = getattr(triton_ops, name)
+        return replace(triton_ops, **{name: lambda *a, **k: change(original(*a, **k))})
+
+    def moved(result: Any) -> Any:
+        return result._replace(statistics=result.statistics._replace(logp=result.statistics.logp - 2.0))
+
+    steep = wrong("head_statistics", lambda s: s._replace(logp=s.logp + 0.1 * (s.logp - s.logp.detach())))
+    with pytest.raises(accuracy.Failed, match="op 2: the gradient"):
+        accuracy.hold_head_to_oracle(steep, data, **case)
+    with pytest.raises(accuracy.Failed, match="op 3: the gradient"):
+        accuracy.hold_head_to_oracle(wrong("one_pass_head", lambda r: r._replace(loss=1.1 * r.loss)), data, **case)
+    with pytest.raises(accuracy.Failed, match="op 3: logp off"):
+        accuracy.hold_head_to_oracle(wrong("one_pass_head", moved), data, **case)
 
 
 def test_contestants_take_turns_and_quantiles_are_those_of_the_rounds() -> None:
     order: list[str] = []
     works = {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}
-    timings = clock.measure(works, CPU, rounds=3, cold=True)
+    timings, failed = clock.measure(works, CPU, rounds=3, cold=True)
+    assert not failed
     assert "".join(order[9:]) == "abcbcacab"  # after three runs each to warm up
     assert all(t.p10 <= t.median <= t.p90 and not t.replayed for t in timings.values())
-    assert operations("torch", "cpu").name == "torch"
