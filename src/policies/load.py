@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src.policies.janus import JanusPolicy
-from src.policies.lora import LoraSettings, check_adapter_directory
+from src.policies.lora import LoraSettings, check_adapter_directory, check_adapter_fits
 
 
 class CheckpointError(ValueError):
@@ -91,6 +91,7 @@ def load_janus(
     folder = find_checkpoint(path, repository)
     if adapter is not None:
         check_adapter_directory(Path(adapter))
+        check_adapter_fits(Path(adapter), folder)
     from transformers import AutoTokenizer, JanusForConditionalGeneration
 
     trains_weights = lora is None and adapter is None

@@ -56,6 +56,36 @@ def check_adapter_directory(path: Path) -> None:
             raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
 
 
+def check_adapter_fits(adapter: Path, base: Path) -> None:
+    """Raise ValueError where an adapter's shapes are not those of the checkpoint directory `base`.
+
+    Reads the files' headers only. A layer that the checkpoint names otherwise is left to `load_lora`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for file in base.glob("*.safetensors"):
+        with safe_open(str(file), "pt") as opened:
+            shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                layer, found, _ = key.removeprefix("base_model.model.").partition(".lora_")
+                weight = shapes.get(f"{layer}.weight")
+                if not found or weight is None:
+                    continue
+                # A reads the layer's input, B writes its output.
+                axis = 1 if ".lora_A." in key else 0
+                has = opened.get_slice(key).get_shape()[axis]
+                if has != weight[axis]:
+                    raise ValueError(
+                        f"model.adapter={adapter}: does not fit the base model: {key} is made for a width of {has},"
+                        f" {base} has {weight[axis]}"
+                    )
+    except SafetensorError as error:
+        raise ValueError(f"model.adapter={adapter}: damaged: {error}") from error
+
+
 def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel:
     """Put the adapter saved at `path` on `model`.
 

@@ -147,6 +147,18 @@ def test_an_adapter_of_another_width_is_refused(tmp_path: Path) -> None:
         JanusPolicy(tiny_janus(), tiny_tokenizer(), adapter=tmp_path)
 
 
+def test_an_adapter_of_another_width_is_refused_before_any_weight_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import JanusForConditionalGeneration
+
+    tiny_janus().save_pretrained(tmp_path / "base")
+    tiny_policy(hidden=64).adapter.save_pretrained(str(tmp_path / "wide"))
+    monkeypatch.setattr(JanusForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"does not fit the base model: .*down_proj.* made for a width of 128, .* has 64"):
+        load_janus(tmp_path / "base", adapter=tmp_path / "wide")
+
+
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize("layers", [1, 3])
 def test_an_adapter_of_another_depth_is_refused(tmp_path: Path, layers: int) -> None:
