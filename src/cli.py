@@ -46,7 +46,8 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     from yaml import YAMLError
 
     from src.cli_errors import explain, explain_yaml
-    from src.config import CONFIGS, UserError, register, validate
+    from src.config import CONFIGS, UserError, register
+    from src.config_checks import validate
 
     register()
     try:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config import CONFIGS, LoggerConfig, UserError, register, validate
+from src.config import CONFIGS, LoggerConfig, UserError, register
+from src.config_checks import validate
 
 if TYPE_CHECKING:
     from src.cli import Command

@@ -8,7 +8,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli import compose
-from src.config import CHECKS, CONFIGS, ROOT, UserError, validate
+from src.config import CONFIGS, ROOT, UserError
+from src.config_checks import CHECKS, validate
 
 TRAINING_GROUPS = ("model", "rewards", "data", "algorithm", "trainer", "logger", "experiment")
 OPTIONS = sorted((group, path.stem) for group in TRAINING_GROUPS for path in (CONFIGS / group).glob("*.yaml"))
