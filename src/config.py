@@ -69,11 +69,16 @@ class RewardsConfig:
 
 @dataclass
 class DataConfig:
-    """A folder with train / validation / test JSONL files, or one file that is split by itself."""
+    """A folder with train / validation / test JSONL files, or one file or data set that is split by itself."""
 
     _target_: str = "src.data.module.PromptDataModule"
-    path: str = MISSING
-    held_out: float = 0.05  # of one file: the share that goes to validation, and as much to test
+    path: str | None = None  # a folder, or a .jsonl or .txt file
+    dataset: str | None = None  # instead: a name for the package `datasets` (the hub's, or a folder it can read)
+    dataset_config: str | None = None
+    split: str = "train"  # of the data set
+    columns: dict[str, str] = field(default_factory=dict)  # field of a prompt record: column of the data set
+    held_out: float = 0.05  # of one file or data set: the share that goes to validation, and as much to test
+    on_error: str = "raise"  # raise | skip bad lines, with a count
 
 
 @dataclass

@@ -83,6 +83,7 @@ CHECKS: dict[str, Check] = {
     "model.lora.alpha": _POSITIVE,
     "model.lora.dropout": (lambda v: v == 0, "0 (with dropout the first update's ratio would not be 1)"),
     "model.lora.targets": (lambda v: len(v) > 0, "at least one projection"),
+    "data.on_error": _one_of("raise", "skip"),
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
