@@ -285,8 +285,29 @@ class ExportConfig:
     overwrite: bool = False
 
 
+@dataclass
+class BenchmarkConfig:
+    """``python -m src.benchmark``."""
+
+    sizes: list[str] | None = None  # tiny | 1b | 7b; null: 1b and 7b on a GPU, tiny on a CPU
+    parts: list[str] = field(default_factory=lambda: ["image_step", "scaling", "ablation", "peers", "train_step"])
+    images: list[int] = field(default_factory=lambda: [16, 64])
+    scaling: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    group_size: int = 8
+    microbatch: int | None = None  # rollouts a backward of train_step
+    rounds: int = 5
+    compile: bool = True  # time the compiled peer, too
+    kernels: str = "auto"
+    out: str | None = None  # null: experiments/rollout_speed
+
+
 # The schema under each root config of configs/, by file name.
-ROOT_SCHEMAS: dict[str, type] = {"config": Config, "generate": GenerateConfig, "export": ExportConfig}
+ROOT_SCHEMAS: dict[str, type] = {
+    "config": Config,
+    "generate": GenerateConfig,
+    "export": ExportConfig,
+    "benchmark": BenchmarkConfig,
+}
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.
 GROUP_SCHEMAS: dict[str, type] = {

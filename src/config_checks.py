@@ -87,7 +87,12 @@ CHECKS: dict[str, Check] = {
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
-    # generate and export
+    # generate, export, benchmark
+    "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
+    "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
+    "rounds": _AT_LEAST_ONE,
+    "group_size": _AT_LEAST_ONE,
+    "microbatch": _AT_LEAST_ONE,
     "sampling.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "sampling.max_plan_tokens": _AT_LEAST_ONE,
     "sampling.plan_temperature": _POSITIVE,
