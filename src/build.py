@@ -12,7 +12,7 @@ from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
 from src.algorithms.kl import needs_reference, needs_reference_logits
 from src.config import UserError
-from src.policies.base import Policy, RefreshableReference
+from src.policies.base import EngineSettings, HasEngine, Policy, RefreshableReference
 from src.rewards.base import RewardExpert
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import RolloutSettings
@@ -58,7 +58,10 @@ def build_policy(config: DictConfig) -> Policy:
     torch.manual_seed(config.run.seed)
     # "auto" asks for a GPU; told to leave it alone, the weights stay in what a CPU computes in.
     on_cpu = config.model.get("dtype") == "auto" and device(config).type == "cpu"
-    return _made("model", config.model, _convert_="all", **({"dtype": "float32"} if on_cpu else {}))
+    policy = _made("model", config.model, _convert_="all", **({"dtype": "float32"} if on_cpu else {}))
+    if isinstance(policy, HasEngine):
+        policy.engine = engine_settings(config)
+    return policy
 
 
 def build_rewards(config: DictConfig) -> RewardEnsemble:
@@ -102,6 +105,15 @@ def build_operations(config: DictConfig) -> Operations:
         raise UserError(str(error)) from error
 
 
+def engine_settings(config: DictConfig) -> EngineSettings:
+    """How rollouts are computed; a config without a rollout (another entry point's) takes the defaults."""
+    rollout, kernels = config.get("rollout"), config.get("kernels", "auto")
+    if rollout is None:
+        return EngineSettings(kernels=kernels)
+    graph = None if rollout.graph == "auto" else rollout.graph
+    return EngineSettings(kernels=kernels, graph=graph, **plain(rollout.engine))
+
+
 def rollout_settings(config: DictConfig) -> RolloutSettings:
     """How both levels are sampled."""
     rollout = config.rollout
@@ -109,6 +121,7 @@ def rollout_settings(config: DictConfig) -> RolloutSettings:
         plan=Sampling(rollout.plan.temperature),
         image=Sampling(rollout.image.temperature, rollout.guidance_scale),
         max_plan_tokens=rollout.max_plan_tokens,
+        max_rows=rollout.max_rows,
     )
 
 

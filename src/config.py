@@ -89,6 +89,18 @@ class LevelSamplingConfig:
 
 
 @dataclass
+class EngineConfig:
+    """Switches of the rollout engine, to measure what each is worth; see `src.policies.base.EngineSettings`."""
+
+    shared_prefix: bool = True
+    fused_projections: bool = True
+    fused_step: bool = True
+    fused_sampling: bool = True
+    filled_attention: bool = True
+    reuse_cache: bool = True
+
+
+@dataclass
 class RolloutConfig:
     """Groups and sampling. `prompts_per_step` counts all ranks; `max_plan_tokens` the end token too."""
 
@@ -98,6 +110,9 @@ class RolloutConfig:
     max_plan_tokens: int = 256
     plan: LevelSamplingConfig = field(default_factory=LevelSamplingConfig)
     image: LevelSamplingConfig = field(default_factory=LevelSamplingConfig)
+    max_rows: int | None = None  # rollouts decoded at once; null: what fits the GPU's free memory, on a CPU all
+    graph: Any = "auto"  # replay the token step as a CUDA graph: auto (on a GPU) | true | false
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass

@@ -32,6 +32,8 @@ CHECKS: dict[str, Check] = {
     "rollout.prompts_per_step": _AT_LEAST_ONE,
     "rollout.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "rollout.max_plan_tokens": _AT_LEAST_ONE,
+    "rollout.max_rows": _AT_LEAST_ONE,
+    "rollout.graph": (lambda v: v == "auto" or isinstance(v, bool), "one of auto, true, false"),
     "rollout.plan.temperature": _POSITIVE,
     "rollout.image.temperature": _POSITIVE,
     "algorithm.beta": _NOT_NEGATIVE,

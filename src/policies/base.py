@@ -2,19 +2,45 @@
 
 A `Policy` turns prompts into contexts, trains (`forward`, with a graph) and lends out `Decoder`s for
 everything without a graph: sampling, and scoring tokens under the current or the reference weights.
-Any ``nn.Module`` with these members can be trained; `tests/policies/toy.py` is a second one.
+Any ``nn.Module`` with these members can be trained; `tests/policies/toy.py` is a second one. What a policy
+may have besides (a step that can be captured, a reference that moves) are protocols of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from src.values import LevelOutput, LinearHead, TokenContext, TokenLevel
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How rollouts are computed. Each switch works alone, and none changes what is sampled (beyond rounding).
+
+    kernels: auto | triton | torch, whose operations a decode step is made of.
+    graph: capture the one-token step as a CUDA graph and replay it; None: on a GPU.
+    shared_prefix: contexts that begin alike are read once.
+    fused_projections: q/k/v and gate/up, and the LoRA A's of a group, as one product each.
+    fused_step: Triton's attention, norm, rotation and gate in the step, where `kernels` gives Triton.
+    fused_sampling: Triton's sampler, where `kernels` gives Triton.
+    filled_attention: a step reads the filled part of the cache only.
+    reuse_cache: keep the cache, and what was captured on it, from one rollout to the next.
+    """
+
+    kernels: str = "auto"
+    graph: bool | None = None
+    shared_prefix: bool = True
+    fused_projections: bool = True
+    fused_step: bool = True
+    fused_sampling: bool = True
+    filled_attention: bool = True
+    reuse_cache: bool = True
 
 
 @runtime_checkable
@@ -36,6 +62,33 @@ class Decoder(Protocol):
     def head(self, level: str) -> LinearHead:
         """The last linear of the level's head."""
         ...
+
+
+@runtime_checkable
+class CapturableDecoder(Decoder, Protocol):
+    """A decoder whose `advance` works on fixed addresses and never asks the host: it can be captured and replayed.
+
+    Two calls of `start` with as many rows give states at the same addresses, and the older state is void. `captured`
+    belongs to the rollout, which keeps there what it captured; the decoder empties it when addresses change.
+    """
+
+    engine: EngineSettings
+    captured: dict[Hashable, Any]
+
+    def rows_that_fit(self, places: int) -> int | None:
+        """How many rows of `places` tokens (context included) the device has memory for; None: no limit known."""
+        ...
+
+    def moving(self, state: Any) -> Sequence[Tensor]:
+        """The small tensors that `advance` changes; put back, a step can be repeated (the cache needs no care)."""
+        ...
+
+
+@runtime_checkable
+class HasEngine(Protocol):
+    """A policy whose rollouts take `EngineSettings`; the next `decoder()` follows what is set here."""
+
+    engine: EngineSettings
 
 
 @runtime_checkable

@@ -15,11 +15,15 @@ from src.values import IMAGE, PLAN, Sampling, TokenLevel
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    """How rollouts are sampled; `max_plan_tokens` counts the end token."""
+    """How rollouts are sampled; `max_plan_tokens` counts the end token.
+
+    max_rows: rollouts decoded at once, which changes none of them; None: what the device has memory for.
+    """
 
     plan: Sampling
     image: Sampling
     max_plan_tokens: int
+    max_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
