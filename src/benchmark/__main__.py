@@ -48,7 +48,7 @@ def benchmark(config: Any) -> int:
     print("\nbars")
     for bar in found.bars(rows, facts["card"]):
         word = {True: "met    ", False: "NOT MET", None: "elsewhere"}[bar.met]
-        print(f"  {word}  {bar.name}: {bar.found} (wanted: {bar.wanted}{'' if bar.met is not None else ' on an H200'})")
+        print(f"  {word}  {bar.name}: {bar.found} (wanted: {bar.wanted})")
     folder = Path(config.out) if config.out else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     name = "gpu" if on_gpu else "cpu"
@@ -100,7 +100,7 @@ def _facts(device: Any, copied: float, config: Any, kernels: str) -> dict[str, s
     import torch
     import transformers
 
-    from src.training.provenance import commit, hardware
+    from src.training.provenance import git_commit, hardware
 
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
@@ -108,7 +108,7 @@ def _facts(device: Any, copied: float, config: Any, kernels: str) -> dict[str, s
         "hardware": str(hardware()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit() or "unknown",
+        "commit": git_commit() or "unknown",
         "kernels": kernels,
         "rounds": str(config.rounds),
         "copy_tb_per_s": f"{copied / 1e12:.4f}",

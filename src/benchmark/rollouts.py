@@ -88,11 +88,11 @@ def image_steps(bench: Bench, numbers: Sequence[int], section: str = "image_step
 
 def ablation(bench: Bench, number: int) -> list[Row]:
     """Each optimisation of the engine switched off alone."""
-    full = bench.policy.engine
+    full: EngineSettings = bench.policy.engine  # type: ignore[assignment]
 
     def with_engine(engine: EngineSettings) -> Callable[[], Any]:
         def run() -> None:
-            bench.policy.engine = engine
+            bench.policy.engine = engine  # type: ignore[assignment]
             bench.images(number)
 
         return run
@@ -100,11 +100,12 @@ def ablation(bench: Bench, number: int) -> list[Row]:
     variants = {OURS: full}
     for name in (item.name for item in fields(EngineSettings)):
         if isinstance(getattr(full, name), bool) or name == "graph":
-            variants[f"without {name}"] = replace(full, **{name: False})
+            switched_off: dict[str, Any] = {name: False}
+            variants[f"without {name}"] = replace(full, **switched_off)
     try:
         timed = in_turn({name: with_engine(e) for name, e in variants.items()}, bench.rounds, bench.device)
     finally:
-        bench.policy.engine = full
+        bench.policy.engine = full  # type: ignore[assignment]
     return beside_ours([bench.row("ablation", number, name, timed, name) for name in variants])
 
 

@@ -10,7 +10,8 @@ from src.data.records import PromptDataError
 
 ON_ERROR = ("raise", "skip")
 KINDS = "a file of prompts: .jsonl, or .txt with a prompt a line"
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
