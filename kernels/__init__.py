@@ -10,7 +10,7 @@ the same reason nothing in this package imports transformers.
 
 __version__ = "0.0.0"
 
-from kernels.backend import BACKENDS, BackendUnavailable, Operations, operations, resolve
+from kernels.backend import BACKENDS, BackendUnavailable, DecodeOperations, Operations, operations, resolve
 from kernels.head import guide
 from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
 from kernels.objective import SURROGATES, Objective
@@ -23,6 +23,7 @@ __all__ = [
     "KL_NAMES",
     "SURROGATES",
     "BackendUnavailable",
+    "DecodeOperations",
     "KlName",
     "Objective",
     "OnePass",
