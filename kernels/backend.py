@@ -55,7 +55,9 @@ TORCH = Operations(
     reference.token_statistics,
     reference.head_statistics,
     one_pass.one_pass_head,
-    DecodeOperations(decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul),
+    DecodeOperations(
+        decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul
+    ),
 )
 
 
@@ -89,9 +91,11 @@ def interpreted() -> bool:
 
 
 def _triton_operations() -> Operations:
-    from kernels.triton import heads, statistics
+    from kernels.triton import decoding, heads, statistics
 
-    decode = TORCH.decoding
+    decode = DecodeOperations(
+        decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul
+    )
     return Operations("triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, decode, True)
 
 
