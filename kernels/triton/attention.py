@@ -25,7 +25,7 @@ ELEMENTS = 16
 # Threads that fill a multiprocessor at that many registers, in warps.
 WARPS_A_MULTIPROCESSOR = 32
 # Query heads a program takes; more of one key-value head are several programs, which find the keys in the cache.
-MOST_HEADS = 8
+MOST_HEADS = 4
 # A share of fewer places than this is not worth a program.
 LEAST_PLACES = 64
 # The interpreter's card: an H100's or H200's.
