@@ -55,9 +55,7 @@ TORCH = Operations(
     reference.token_statistics,
     reference.head_statistics,
     one_pass.one_pass_head,
-    DecodeOperations(
-        decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul
-    ),
+    DecodeOperations(decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul),
 )
 
 

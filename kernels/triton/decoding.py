@@ -54,11 +54,12 @@ def rotate_kernel(
     row = qkv + n * qkv_n + head * (2 * HALF) + column
     low = tl.load(row, mask=mask, other=0.0)
     high = tl.load(row + HALF, mask=mask, other=0.0)
-    cos_row, sin_row = cos + n * cos_n + column, sin + n * sin_n + column
-    cos_low = tl.load(cos_row, mask=within, other=0.0).to(tl.float32)
-    sin_low = tl.load(sin_row, mask=within, other=0.0).to(tl.float32)
-    cos_high = tl.load(cos_row + HALF, mask=within, other=0.0).to(tl.float32)
-    sin_high = tl.load(sin_row + HALF, mask=within, other=0.0).to(tl.float32)
+    # Asked for once a head, though the same for all: so each thread has what its own features need.
+    cos_row, sin_row = cos + n * cos_n + (0 * head + column), sin + n * sin_n + (0 * head + column)
+    cos_low = tl.load(cos_row, mask=mask, other=0.0).to(tl.float32)
+    sin_low = tl.load(sin_row, mask=mask, other=0.0).to(tl.float32)
+    cos_high = tl.load(cos_row + HALF, mask=mask, other=0.0).to(tl.float32)
+    sin_high = tl.load(sin_row + HALF, mask=mask, other=0.0).to(tl.float32)
     wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
     turned_low = (wide_low * cos_low - wide_high * sin_low).to(low.dtype)
     turned_high = (wide_high * cos_high + wide_low * sin_high).to(low.dtype)
