@@ -1,4 +1,4 @@
-"""Per-token statistics of very long token sequences: log-prob, KL to a reference, entropy.
+"""Per-token statistics of very long token sequences, and the small operations of a decode step.
 
 The operations stand beside their plain-torch reference, which is the oracle of the tests, the fallback on
 a CPU and the baseline of the benchmark. Triton is imported only where it is going to be used.

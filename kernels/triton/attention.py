@@ -7,7 +7,7 @@ a block costs no exchange between warps; slots are merged once, at the share's e
 
 from __future__ import annotations
 
-# ruff: noqa: N803, N806 (compile-time constants are capitals, as in Triton's own code)
+# ruff: noqa: N803 (compile-time constants are capitals, as in Triton's own code)
 from functools import lru_cache
 from math import e, log2
 from typing import NamedTuple
@@ -20,11 +20,11 @@ from torch import Tensor
 from kernels.triton.device import NOTHING
 from kernels.triton.rows import COMPILE_OPTIONS, on_device_of
 
-# Accumulator elements a thread holds for one query head a program: with keys and values in flight, 64 registers.
+# Accumulators of a thread; with keys and values in flight it needs 64 registers, up to two query heads a program.
 ELEMENTS = 16
-# Threads that fill a multiprocessor at that many registers, in warps.
+# Warps that fill a multiprocessor at 64 registers a thread.
 WARPS_A_MULTIPROCESSOR = 32
-# Query heads a program takes; more of one key-value head are several programs, which find the keys in the cache.
+# Query heads a program takes, at 128 registers; more heads of the same keys are more programs.
 MOST_HEADS = 4
 # A share of fewer places than this is not worth a program.
 LEAST_PLACES = 64
@@ -55,7 +55,7 @@ def attention_launch(
     wanted = WARPS_A_MULTIPROCESSOR * multiprocessors / programs  # warps a program
     warps = 4 if wanted < 6 else 8
     splits = max(1, min(round(wanted / warps), triton.cdiv(places, LEAST_PLACES)))
-    # At least 16 bytes of keys a thread and block, and as many accumulators as that makes for all heads.
+    # At least 8 keys' features a thread (16 bytes of them), however many accumulators that makes for all heads.
     block = max(1, 32 * warps * max(8, ELEMENTS // heads) // triton.next_power_of_2(head_dim))
     return AttentionLaunch(block, heads, splits, warps)
 
