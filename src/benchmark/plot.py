@@ -23,11 +23,10 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False, layout="constrained")
     for draw, axis in zip(panels, axes[0], strict=True):
         draw(axis, rows)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -44,7 +43,10 @@ def _scaling(axis: Any, rows: Sequence[Row]) -> None:
         axis.plot(numbers, [row.ms_per_token for row in mine], "o-", label=f"{size}, measured")
         axis.plot(numbers, [row.limit_ms for row in mine], ":", label=f"{size}, bytes / bandwidth")
     axis.set(xlabel="images at once", ylabel="ms a token step", xscale="log", yscale="log", title="Image rollout")
-    axis.legend(fontsize=8)
+    numbers = sorted({row.images for row in shown})
+    axis.set_xticks(numbers, [str(number) for number in numbers])
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
 
 
 def _phases(axis: Any, rows: Sequence[Row]) -> None:
@@ -61,8 +63,8 @@ def _phases(axis: Any, rows: Sequence[Row]) -> None:
         ]
         axis.bar(range(len(labels)), values, bottom=under, label=phase)
     axis.set_xticks(range(len(labels)), [f"{size}\n{kind}" for size, kind in labels])
-    axis.set(ylabel="seconds", title="A training step by phase")
-    axis.legend(fontsize=8)
+    axis.set(ylabel="seconds", title="A training step by phase", xlim=(-0.6, len(labels) + 0.6))
+    axis.legend(fontsize=7)
 
 
 def _ratios(axis: Any, rows: Sequence[Row]) -> None:
