@@ -59,6 +59,8 @@ class JanusCheckpoint:
             janus = JanusForConditionalGeneration.from_pretrained(
                 None, config=self.config, state_dict=weights, dtype=dtype
             ).eval()
+            # Where it came from, as transformers itself notes it; PEFT writes it into adapters.
+            janus.name_or_path = janus.config.name_or_path = str(self.folder)
             if (self.folder / "generation_config.json").is_file():
                 janus.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
             elif self.layout == ORIGINAL:
@@ -120,9 +122,7 @@ def open_checkpoint(path: str | Path) -> JanusCheckpoint:
     stored = mapped_tensors(folder)
     check_weights(folder, layout, config, stored)
     weights = to_transformers(stored) if layout == ORIGINAL else stored
-    return JanusCheckpoint(
-        folder, layout, config, tokenizer, {k: v for k, v in weights.items() if not _is_computed(k)}
-    )
+    return JanusCheckpoint(folder, layout, config, tokenizer, {k: v for k, v in weights.items() if not _is_computed(k)})
 
 
 def read_tokenizer(folder: Path, **settings: Any) -> Any:
@@ -190,22 +190,25 @@ def check_sizes(folder: Path, config: JanusConfig) -> None:
     file, vision, vq = folder / "config.json", config.vision_config, config.vq_config
     side, hidden = vision.image_size // vision.patch_size, config.text_config.hidden_size
     painted = side * 2 ** (len(vq.channel_multiplier) - 1)
-    for problem, holds in {
-        f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}": vision.image_size
-        == side * vision.patch_size,
-        f"image_size {vision.image_size} gives {side} x {side} image tokens, which the image tokenizer paints as"
-        f" {painted} x {painted} pixels": painted == vision.image_size,
-        f"vision_config.num_image_tokens is {vision.num_image_tokens}, an image has {side} x {side}": vision.num_image_tokens
-        == side * side,
-        f"vision_config.projection_dim is {vision.projection_dim}, the language model's hidden_size"
-        f" {hidden}": vision.projection_dim == hidden,
-        f"vq_config.projection_dim is {vq.projection_dim}, the language model's hidden_size"
-        f" {hidden}": vq.projection_dim == hidden,
-        f"vq_config.image_token_embed_dim is {vq.image_token_embed_dim}, the language model's hidden_size"
-        f" {hidden}": vq.image_token_embed_dim == hidden,
-    }.items():
-        if not holds:
-            raise CheckpointError(f"{file}: {problem}")
+    inner = {
+        "vision_config.projection_dim": vision.projection_dim,
+        "vq_config.projection_dim": vq.projection_dim,
+        "vq_config.image_token_embed_dim": vq.image_token_embed_dim,
+    }
+    problems = [
+        f"{key} is {width}, text_config.hidden_size {hidden}" for key, width in inner.items() if width != hidden
+    ]
+    if vision.image_size % vision.patch_size:
+        problems.append(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}")
+    if vision.num_image_tokens != side * side:
+        problems.append(f"num_image_tokens is {vision.num_image_tokens}, an image has {side} x {side}")
+    if painted != vision.image_size:
+        problems.append(
+            f"image_size is {vision.image_size}, but its {side} x {side} image tokens are painted as"
+            f" {painted} x {painted} pixels"
+        )
+    if problems:
+        raise CheckpointError(f"{file}: {'; '.join(problems)}")
     for processor in (folder / "processor_config.json", folder / "preprocessor_config.json"):
         if processor.is_file():
             _check_processor(processor, vision.image_size, side * side)

@@ -59,7 +59,9 @@ class _Reader:
     def part(self, key: str) -> dict[str, Any]:
         value = self.content.get(key)
         if not isinstance(value, dict):
-            raise self.refuse(key, "missing; this is no Janus with image generation (DeepSeek-VL and JanusFlow have the same type)")
+            raise self.refuse(
+                key, "missing; this is no Janus with image generation (DeepSeek-VL and JanusFlow have the same type)"
+            )
         return value
 
     def params(self, part: str) -> dict[str, Any]:
@@ -184,7 +186,9 @@ def _vq(reader: _Reader) -> dict[str, Any]:
         # The released code builds the preset's codebook whatever these say; its embeddings and head follow them.
         value = reader.size("gen_vision", key)
         if value != VQS[name][key]:
-            raise reader.refuse(f"gen_vision_config.params.{key}", f"is {value}, {name}'s codebook has {VQS[name][key]}")
+            raise reader.refuse(
+                f"gen_vision_config.params.{key}", f"is {value}, {name}'s codebook has {VQS[name][key]}"
+            )
     return dict(VQS[name])
 
 
