@@ -171,7 +171,7 @@ def _config(folder: Path, layout: str, tokenizer: Any) -> JanusConfig:
     try:
         config = JanusConfig.from_dict(stored)
     except Exception as error:
-        raise CheckpointError(f"{file}: no config of a Janus: {error}") from error
+        raise CheckpointError(f"{file}: no config of a Janus: {' '.join(str(error).split())}") from error
     # Left out it is read as tied (transformers' default), and Janus-Pro's own lm_head would be overwritten.
     config.tie_word_embeddings = False
     # transformers replaces what the file says by what it computes.

@@ -153,8 +153,8 @@ def _text_config(reader: _Reader, ids: dict[str, int]) -> Any:
     tokens = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
     try:
         return LlamaConfig(**{**wanted, **tokens, "tie_word_embeddings": False})
-    except (TypeError, ValueError) as error:
-        raise reader.refuse("language_config", str(error)) from error
+    except Exception as error:  # transformers' own validation has its own error types
+        raise reader.refuse("language_config", " ".join(str(error).split())) from error
 
 
 def _tower(reader: _Reader) -> dict[str, Any]:
