@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from src.policies.checkpoint import ORIGINAL, TRANSFORMERS, JanusCheckpoint, layout_of, open_checkpoint
 from src.policies.lora import load_lora
-from src.policies.original_config import write_config
+from src.policies.original_config import has_presets, write_config
 from src.policies.original_layout import CODES_USED, has_no_counterpart, to_original
 from src.policies.processor_files import write_original_processor, write_transformers_processor
 from src.policies.weight_files import CheckpointError, mapped_tensors, read_json
@@ -130,8 +130,8 @@ def _write_model(model: Any, base: JanusCheckpoint, out: Path, dtype: str, layou
         model.to(DTYPES[dtype])
     _copy_rest(base, out, layout)
     if layout == ORIGINAL:
-        _write_original(model, base, out, dtype)
-        page = _original_page(base.folder.resolve())
+        config = _write_original(model, base, out, dtype)
+        page = _original_page(base.folder.resolve(), has_presets(config))
     else:
         model.save_pretrained(out)
         if base.layout == ORIGINAL:
@@ -154,8 +154,11 @@ def _copy_rest(base: JanusCheckpoint, out: Path, layout: str) -> None:
             shutil.copyfile(source, out / source.name)
 
 
-def _write_original(model: Any, base: JanusCheckpoint, out: Path, dtype: str) -> None:
-    """Weights and config in the original layout. What transformers' Janus has no place for comes from the base."""
+def _write_original(model: Any, base: JanusCheckpoint, out: Path, dtype: str) -> dict[str, Any]:
+    """Weights and config in the original layout; returns the config.
+
+    What transformers' Janus has no place for is taken over from a base of the original layout.
+    """
     from huggingface_hub import save_torch_state_dict
 
     weights = {name: value.detach() for name, value in to_original(model.state_dict()).items()}
@@ -163,13 +166,15 @@ def _write_original(model: Any, base: JanusCheckpoint, out: Path, dtype: str) ->
     if base.layout == ORIGINAL:
         rest = {name: value for name, value in mapped_tensors(base.folder).items() if has_no_counterpart(name)}
         weights |= rest if dtype == "auto" else {name: value.to(kind) for name, value in rest.items()}
-        config = read_json(base.folder / "config.json") | {"torch_dtype": _name(kind)}
+        config: dict[str, Any] = dict(read_json(base.folder / "config.json"))
+        config["torch_dtype"] = config["language_config"]["torch_dtype"] = _name(kind)
     else:
         weights[CODES_USED] = torch.zeros(CODES_USED_SLOTS, dtype=kind)
         config = write_config(base.config, _name(kind))
         write_original_processor(base, out)
     save_torch_state_dict(weights, out, metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -219,13 +224,18 @@ processor = AutoProcessor.from_pretrained("path/to/this/folder")
 """
 
 
-def _original_page(base: Path) -> str:
+def _original_page(base: Path, presets: bool) -> str:
+    readers = (
+        "It is loaded by the released code (github.com/deepseek-ai/Janus) or, as `model.path`, by the trainer"
+        if presets
+        else "Its sizes are none of the released code's presets: it is loaded, as `model.path`, only by the trainer"
+    )
     return f"""---
 base_model: {base}
 tags: [text-to-image, bicot-grpo]
 ---
 
 A Janus checkpoint trained with BiCoT-GRPO (arXiv 2505.00703) from the one at
-`{base}`, in the layout Janus was released in: it is loaded by
-the released code (github.com/deepseek-ai/Janus) or, as `model.path`, by the trainer that wrote it.
+`{base}`, in the layout Janus was released in.
+{readers} that wrote it.
 """

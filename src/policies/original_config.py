@@ -267,3 +267,8 @@ def _rope(text: Any) -> dict[str, Any]:
     rope = dict(text.rope_parameters)
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type", "default")
     return {"rope_theta": theta, **({} if kind == "default" else {"rope_scaling": {"rope_type": kind, **rope}})}
+
+
+def has_presets(content: dict[str, Any]) -> bool:
+    """Whether the released code has a preset for every size of a config.json of the original layout."""
+    return content["vision_config"]["params"]["model_name"] in TOWERS and content["gen_vision_config"]["cls"] in VQS
