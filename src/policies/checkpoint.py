@@ -61,16 +61,16 @@ class JanusCheckpoint:
             ).eval()
             # Where it came from, as transformers itself notes it; PEFT writes it into adapters.
             janus.name_or_path = janus.config.name_or_path = str(self.folder)
-            if (self.folder / "generation_config.json").is_file():
-                janus.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
-            elif self.layout == ORIGINAL:
+            if self.layout == ORIGINAL:
                 janus.generation_config = self._generation_config()
+            elif (self.folder / "generation_config.json").is_file():
+                janus.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:
             raise CheckpointError(f"{self.folder}: cannot be loaded: {type(error).__name__}: {error}") from error
         return janus
 
     def _generation_config(self) -> Any:
-        """What transformers' own image generation needs; the original layout has no such file."""
+        """What transformers' own image generation needs; no file of the original layout says it."""
         from transformers import GenerationConfig
 
         text = self.config.text_config

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from src import build
 from src.policies.janus import JanusPolicy
 from src.policies.load import PATTERNS, find_checkpoint, load_janus, resolve_dtype
 from src.policies.lora import LoraSettings, target_pattern
 from src.policies.weight_files import CheckpointError
 from src.values import PLAN
 from tests.policies.oracle import level_logps
+from tests.policies.original import save_tiny_original, tiny_janus_of_both
 from tests.policies.test_decoder import contexts, some_ids
 from tests.policies.tiny import draw_adapter, save_tiny_checkpoint, tiny_janus, tiny_policy, tiny_tokenizer
+from tests.tiny_run import default_config
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +55,15 @@ def test_an_untied_lm_head_survives_a_config_that_does_not_say_so(copied: Path) 
 
 
 @pytest.fixture
-def cached(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A local Hugging Face cache with one repository's snapshot in it, and no network."""
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local Hugging Face cache with one repository of the original layout in it, and no network."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--deepseek-ai--Janus-Pro-1B"
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
-    shutil.copytree(checkpoint, snapshot)
+    save_tiny_original(snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(snapshot.name)
     return snapshot
@@ -67,8 +71,8 @@ def cached(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_a_path_the_repository_is_looked_up(cached: Path) -> None:
     assert find_checkpoint(None, "deepseek-ai/Janus-Pro-1B") == cached
-    policy = load_janus(None, "deepseek-ai/Janus-Pro-1B", lora={"r": 2})
-    assert torch.equal(policy.janus.lm_head.weight, tiny_janus().lm_head.weight)
+    policy: Any = build.build_policy(default_config("model=janus_pro_1b", "model.repository=deepseek-ai/Janus-Pro-1B"))
+    assert torch.equal(policy.janus.lm_head.weight, tiny_janus_of_both().lm_head.weight)
     # The base's place goes into adapters that are saved.
     assert policy.adapter.peft_config["default"].base_model_name_or_path == str(cached)
 
@@ -81,7 +85,7 @@ def test_a_repository_that_is_not_at_hand(cached: Path, repository: str | None) 
 
 
 def test_a_local_copy_that_is_not_complete(cached: Path) -> None:
-    (cached / "model.safetensors").unlink()
+    (cached / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError, match=r"no weights in it.*`hf download deepseek-ai/Janus-Pro-1B`"):
         load_janus(None, "deepseek-ai/Janus-Pro-1B")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from src.policies.original_layout import (
     to_transformers,
     transformers_names,
 )
+from tests.conftest import ROOT
 from tests.policies.original import (
     PRO_1B,
     PRO_7B,
@@ -68,6 +71,18 @@ PAIRS = {
 def test_a_weight_of_every_module_has_its_name(original: str) -> None:
     assert transformers_names(original) == (PAIRS[original],)
     assert original_name(PAIRS[original]) == original
+
+
+def test_the_documented_names_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+\..+?)`.*? \| (?:`(.+?)`|none)", page, flags=re.MULTILINE)
+    assert len(rows) == 25
+
+    def example(name: str) -> str:
+        return name.replace(".N.", ".7.").replace("*", "weight")
+
+    for original, name in rows:
+        assert transformers_names(example(original))[:1] == ((example(name),) if name else ())
 
 
 def test_one_qkv_is_three_projections() -> None:
