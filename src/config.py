@@ -47,11 +47,11 @@ class LoraConfig:
 
 @dataclass
 class JanusConfig:
-    """A Janus checkpoint directory in transformers' format."""
+    """A Janus checkpoint, in transformers' layout or in the one it was released in."""
 
     _target_: str = "src.policies.load.load_janus"
     path: str | None = None
-    repository: str | None = None  # looked up in the local Hugging Face cache where there is no path
+    repository: str | None = None  # where there is no path: the Hugging Face cache, else the hub
     dtype: str = "auto"  # auto | float32 | bfloat16
     adapter: str | None = None  # a PEFT folder to go on from
     lora: LoraConfig | None = field(default_factory=LoraConfig)  # null: train the language model itself
@@ -297,6 +297,7 @@ class ExportConfig:
     out: str | None = None
     merge: bool = False
     dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
+    layout: str = "transformers"  # of a whole checkpoint: transformers | original
     overwrite: bool = False
 
 

@@ -106,6 +106,7 @@ CHECKS: dict[str, Check] = {
     "seed": _NOT_NEGATIVE,
     "batch_size": _AT_LEAST_ONE,
     "dtype": _one_of("auto", "float32", "bfloat16"),
+    "layout": _one_of("transformers", "original"),
 }
 
 
