@@ -1,0 +1,117 @@
+"""GIT, fine-tuned to answer questions about pictures, as a reward expert: is what is described to be seen?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.rewards.aspects import aspect_of
+from src.rewards.base import RewardExpert
+from src.rewards.frozen import HoldsNetwork, dtype_of, load_network
+from src.rewards.images import CLIP_MEAN, CLIP_STD, centre_square, normalised
+from src.values import PromptRecord
+
+
+def questions_of(record: PromptRecord) -> tuple[str, ...]:
+    """"{noun}?" for each noun with its attribute ("red cow?"), or else for each noun."""
+    return tuple(f"{noun}?" for noun in record.attribute_nouns or record.nouns)
+
+
+class GitVqa(HoldsNetwork, RewardExpert):
+    """Asks GIT (large, fine-tuned on VQAv2) about each object, attribute included; in [0, 1], higher is better.
+
+    score = mean over the record's attribute nouns, else its nouns, of P(yes) / (P(yes) + P(no)), the next-token
+    probabilities after [CLS] and the question "{noun}?" without [SEP]. Not applicable to prompts that are
+    scored for a relation or for counts (`aspects.aspect_of`); 1 where a prompt names nothing to ask about. As in
+    the released code of T2I-R1 (arXiv 2505.00703).
+
+    faithful: relations and counts score 0 instead of not applicable, as released.
+
+    Args:
+        path: a GIT directory in transformers' format; None: `repository` from the hub or its cache.
+        repository: where the weights are published.
+        dtype: of the network: float32, bfloat16 or float16.
+        batch_size: images a forward; each is encoded once, however many questions it has.
+        faithful: score as released.
+    """
+
+    name = "vqa"
+    score_range = (0.0, 1.0)
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        repository: str | None = "microsoft/git-large-vqav2",
+        dtype: str = "float32",
+        batch_size: int = 8,
+        faithful: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if batch_size < 1:
+            raise ValueError(f"vqa.batch_size={batch_size}: expected a whole number >= 1")
+        self.batch_size, self.faithful = batch_size, faithful
+        from transformers import GitForCausalLM
+
+        network, self._tokenizer = load_network(
+            GitForCausalLM, "git", "vqa.path", path, repository, dtype_of("vqa.dtype", dtype)
+        )
+        self.hold(network)
+        self._yes, self._no = (self._tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+
+    def applicable(self, record: PromptRecord) -> bool:
+        """Whether the record is about objects and attributes alone; with `faithful` always."""
+        return self.faithful or aspect_of(record) == "object"
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        """Scores (N,) float32 of pixels (N, 3, H, W) in [0, 1]."""
+        scores = torch.ones(len(records), device=pixels.device)
+        scores[[row for row, record in enumerate(records) if aspect_of(record) != "object"]] = 0.0
+        rows = [row for row, record in enumerate(records) if aspect_of(record) == "object" and questions_of(record)]
+        for start in range(0, len(rows), self.batch_size):
+            chunk = rows[start : start + self.batch_size]
+            scores[chunk] = self.ask(pixels[chunk], [questions_of(records[row]) for row in chunk])
+        return scores
+
+    def ask(self, pixels: Tensor, questions: Sequence[Sequence[str]]) -> Tensor:
+        """How much the answer to an image's questions is yes, on average: (N,) float32 in [0, 1].
+
+        pixels (N, 3, H, W) in [0, 1]; questions: one and more for each image.
+        """
+        ids, lengths, asked = (part.to(pixels.device) for part in self._tokens(questions))
+        pixels = centre_square(pixels, self.network.config.vision_config.image_size, "bicubic")
+        pixels = normalised(pixels, CLIP_MEAN, CLIP_STD)
+        rounds, images, width = ids.shape
+        with self.looking():
+            # The network repeats its image features for further rows of text, so rows go round by round. Text
+            # attends to the text before it alone: what pads a row at its end changes nothing it is asked for.
+            hidden = self.network.git(
+                input_ids=ids.flatten(0, 1), pixel_values=pixels.to(self.network.dtype), use_cache=False
+            ).last_hidden_state
+            last = hidden.shape[1] - width + lengths.flatten() - 1
+            logits = self.network.output(hidden[torch.arange(len(last), device=last.device), last]).float()
+        # A ratio of two softmax probabilities: the other tokens cancel out.
+        yes = (logits[:, self._yes] - logits[:, self._no]).sigmoid().view(rounds, images)
+        return (yes * asked).sum(0) / asked.sum(0)
+
+    def _tokens(self, questions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:
+        """[CLS] and the questions' tokens, padded at the end (R, N, T), their lengths (R, N), and which are real
+        (R, N) bool; R rounds of one question an image."""
+        start = self._tokenizer.cls_token_id
+        texts = [[self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in few] for few in questions]
+        rounds = max(map(len, texts))
+        rows = [[[start, *few[i]] if i < len(few) else [start] for few in texts] for i in range(rounds)]
+        width = max(len(row) for one in rows for row in one)
+        ids = torch.full((rounds, len(texts), width), self._tokenizer.pad_token_id)
+        for i, one in enumerate(rows):
+            for j, row in enumerate(one):
+                ids[i, j, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([[len(row) for row in one] for one in rows])
+        asked = torch.tensor([[i < len(few) for few in texts] for i in range(rounds)])
+        return ids, lengths, asked
