@@ -164,6 +164,18 @@ class Detector(HoldsNetwork, RewardExpert):
 
     def detect(self, pixels: Tensor, captions: Sequence[Caption]) -> list[dict[str, Detections]]:
         """The boxes of every phrase on each of N images (N, 3, H, W), each with its own caption; on the CPU."""
+        logits, boxes = (part.cpu() for part in self.look(pixels, captions))
+        return [
+            detections_by_phrase(caption, logits[row], boxes[row], self.box_threshold)
+            for row, caption in enumerate(captions)
+        ]
+
+    def look(self, pixels: Tensor, captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
+        """What the network says of N images (N, 3, H, W) in [0, 1], each with its own caption.
+
+        Returns the logits (N, Q, T) of Q queries against the caption's tokens, -inf past its end, and the
+        queries' boxes (N, Q, 4), centre-size; both float32.
+        """
         pixels = resized(pixels, size_within(*pixels.shape[-2:], self.short_side, self.long_side), "bilinear")
         pixels = normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
         width = max(len(caption.ids) for caption in captions)
@@ -178,11 +190,7 @@ class Detector(HoldsNetwork, RewardExpert):
                 input_ids=ids.to(pixels.device),
                 attention_mask=mask.to(pixels.device),
             )
-        logits, boxes = seen.logits[..., :width].float().cpu(), seen.pred_boxes.float().cpu()
-        return [
-            detections_by_phrase(caption, logits[row], boxes[row], self.box_threshold)
-            for row, caption in enumerate(captions)
-        ]
+        return seen.logits[..., :width].float(), seen.pred_boxes.float()
 
     def score_of(self, record: PromptRecord, found: Mapping[str, Detections]) -> float:
         """The score of one image whose objects were looked for, in [0, 1]."""

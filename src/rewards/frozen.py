@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from src.hub import WeightsNotFound, find_directory
 
@@ -18,14 +18,14 @@ FILES = ("*.json", "*.txt", "*.safetensors")
 
 
 class HoldsNetwork:
-    """Mixed into a `RewardExpert`, before it: a frozen network that is no part of the expert's state.
+    """Mixed into a `RewardExpert`, before it: a frozen transformers network that is no part of the expert's state.
 
     An ``nn.Module`` registers the modules it is given as attributes; behind a tuple the network stays out of
     `state_dict`, `parameters` and checkpoints. It follows the expert from device to device, keeps its dtype,
-    and stays in evaluation mode.
+    and stays in evaluation mode. A pickled expert carries it along.
     """
 
-    _held: tuple[nn.Module, ...] = ()
+    _held: tuple[Any, ...] = ()
     device: torch.device
 
     def hold(self, network: nn.Module) -> None:
@@ -43,11 +43,29 @@ class HoldsNetwork:
             network.to(self.device)
         return moved
 
+    def __getstate__(self) -> dict[str, Any]:
+        # On its first forward transformers hangs hooks on a network that cannot be pickled; all else can.
+        state = super().__getstate__()  # type: ignore[misc]
+        held = tuple((type(network), network.config, network.dtype, network.state_dict()) for network in self._held)
+        return {**state, "_held": held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held = tuple(_rebuilt(*parts) for parts in state["_held"])
+        super().__setstate__({**state, "_held": held})  # type: ignore[misc]
+
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Without graph and in the network's own dtype: the trainer's mixed precision does not reach it."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
+
+
+def _rebuilt(kind: type[Any], config: Any, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> Any:
+    """The network that `HoldsNetwork.__getstate__` took apart."""
+    with torch.random.fork_rng(devices=[]):  # what it is initialised with is overwritten
+        network = kind(config).to(dtype).eval().requires_grad_(False)
+    network.load_state_dict(weights)
+    return network.to(next(iter(weights.values())).device)
 
 
 def dtype_of(key: str, name: str) -> torch.dtype:

@@ -84,21 +84,29 @@ class GitVqa(HoldsNetwork, RewardExpert):
 
         pixels (N, 3, H, W) in [0, 1]; questions: one and more for each image.
         """
+        logits, asked = self.answers(pixels, questions)
+        # A ratio of two softmax probabilities: the other tokens cancel out.
+        yes = (logits[..., self._yes] - logits[..., self._no]).sigmoid()
+        return (yes * asked).sum(0) / asked.sum(0)
+
+    def answers(self, pixels: Tensor, questions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """The next-token logits (R, N, V) float32 after question r of image n, and whether it has one (R, N) bool.
+
+        pixels (N, 3, H, W) in [0, 1]; R is the largest number of questions.
+        """
         ids, lengths, asked = (part.to(pixels.device) for part in self._tokens(questions))
         pixels = centre_square(pixels, self.network.config.vision_config.image_size, "bicubic")
         pixels = normalised(pixels, CLIP_MEAN, CLIP_STD)
-        rounds, images, width = ids.shape
         with self.looking():
             # The network repeats its image features for further rows of text, so rows go round by round. Text
             # attends to the text before it alone: what pads a row at its end changes nothing it is asked for.
             hidden = self.network.git(
                 input_ids=ids.flatten(0, 1), pixel_values=pixels.to(self.network.dtype), use_cache=False
             ).last_hidden_state
-            last = hidden.shape[1] - width + lengths.flatten() - 1
+            last = hidden.shape[1] - ids.shape[-1] + lengths.flatten() - 1
+            # Only there: over all positions the vocabulary's logits would not fit into memory.
             logits = self.network.output(hidden[torch.arange(len(last), device=last.device), last]).float()
-        # A ratio of two softmax probabilities: the other tokens cancel out.
-        yes = (logits[:, self._yes] - logits[:, self._no]).sigmoid().view(rounds, images)
-        return (yes * asked).sum(0) / asked.sum(0)
+        return logits.unflatten(0, asked.shape), asked
 
     def _tokens(self, questions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:
         """[CLS] and the questions' tokens, padded at the end (R, N, T), their lengths (R, N), and which are real

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 import src.rewards
 from src.rewards.base import RewardExpert, split_scores
+from src.rewards.detector import Detector
 from src.rewards.ensemble import RewardEnsemble
+from src.rewards.git_vqa import GitVqa
 from src.rewards.shapes_judge import ShapesJudge
 from src.shapes.splits import split_prompts, to_record
-from src.values import PromptRecord
+from src.values import ObjectCount, PromptRecord, SpatialRelation
+from tests.rewards.tiny import git_directory, grounding_dino_directory
 from tests.rewards.toy import Brightness, Glare, NamedChannel, about
 
 IMAGES = 12
@@ -58,11 +61,33 @@ def colours() -> list[PromptRecord]:
     return [about(("red", "green", "blue")[i % 3]) for i in range(IMAGES)]
 
 
+def described() -> list[PromptRecord]:
+    """Prompts about relations, counts and objects in turn, with captions of different lengths."""
+    kinds = [
+        PromptRecord("a dog near a cat", "spatial", ("dog", "cat"), spatial=SpatialRelation("dog", "cat", "near")),
+        PromptRecord("two hot dogs", "numeracy", ("hot dog",), counts=(ObjectCount("hot dog", 2),)),
+        PromptRecord("a red chair by a zebra", "color", ("chair", "zebra"), ("red chair", "zebra")),
+    ]
+    return [kinds[i % 3] for i in range(IMAGES)]
+
+
+def attributes() -> list[PromptRecord]:
+    """Prompts with one to three questions."""
+    nouns = ("red dog", "blue chair", "cat")
+    return [PromptRecord("some objects", "color", nouns[: i % 3 + 1]) for i in range(IMAGES)]
+
+
 CASES: dict[type[RewardExpert], Case] = {
     Brightness: Case(Brightness, colours, noise(8)),
     NamedChannel: Case(NamedChannel, colours, noise(8)),
     Glare: Case(Glare, colours, noise(5)),
     ShapesJudge: Case(ShapesJudge, drawn_records, drawn_pixels),
+    Detector: Case(
+        lambda: Detector(grounding_dino_directory(), batch_size=5, box_threshold=0.9, short_side=64, long_side=96),
+        described,
+        noise(24),
+    ),
+    GitVqa: Case(lambda: GitVqa(git_directory(), batch_size=5), attributes, noise(24)),
 }
 
 
