@@ -17,7 +17,7 @@ from src.values import PromptRecord
 
 
 def questions_of(record: PromptRecord) -> tuple[str, ...]:
-    """"{noun}?" for each noun with its attribute ("red cow?"), or else for each noun."""
+    """ "{noun}?" for each noun with its attribute ("red cow?"), or else for each noun."""
     return tuple(f"{noun}?" for noun in record.attribute_nouns or record.nouns)
 
 

@@ -33,12 +33,13 @@ def size_within(height: int, width: int, short_side: int, long_side: float = mat
 def resized(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """Pixels (N, 3, H, W) in [0, 1] resized to (N, 3, *size), still in [0, 1].
 
-    mode: "bilinear" or "bicubic", with antialiasing as in Pillow, whose filters the networks were trained on.
+    mode: "bilinear" or "bicubic", with antialiasing as in Pillow, whose filters the networks were trained on: first
+    along the width, then along the height, and within the range after each, for a cubic filter overshoots.
     """
-    if tuple(pixels.shape[-2:]) == size:
-        return pixels
-    # A cubic filter overshoots at edges, where an 8-bit picture would saturate.
-    return torch.nn.functional.interpolate(pixels, size, mode=mode, antialias=True).clamp(0.0, 1.0)
+    for step in ((pixels.shape[-2], size[1]), size):
+        if tuple(pixels.shape[-2:]) != step:
+            pixels = torch.nn.functional.interpolate(pixels, step, mode=mode, antialias=True).clamp(0.0, 1.0)
+    return pixels
 
 
 def centre_square(pixels: Tensor, side: int, mode: str) -> Tensor:

@@ -1,0 +1,276 @@
+"""The detector: scores by hand from given boxes, the network's part on a tiny one, and all released prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.data.jsonl import read_jsonl
+from src.rewards.aspects import aspect_of, objects_of
+from src.rewards.detection import Detections
+from src.rewards.detector import Detector, numeracy_score, object_score
+from src.rewards.spatial import LOCALITIES
+from src.values import ObjectCount, PromptRecord, SpatialRelation
+from tests.rewards.tiny import BERT_IDS, grounding_dino_directory
+
+LEFT = SpatialRelation("cat", "dog", "left of")
+CHAIR = PromptRecord("a chair", "color", ("chair",))
+SENTENCE = PromptRecord("much", "object", ("roll of paper towel", "hot dog", "dog", "zebra", "cat"))
+
+
+@cache
+def tiny(**settings: Any) -> Detector:
+    return Detector(grounding_dino_directory(), **{"short_side": 64, "long_side": 96, **settings})
+
+
+def boxes(*places: tuple[float, ...]) -> Detections:
+    """Centre-size boxes, the first the most confident."""
+    return Detections(torch.tensor(places).view(-1, 4), 0.9 - 0.1 * torch.arange(len(places)))
+
+
+def images(number: int, side: int = 24) -> Tensor:
+    return torch.rand(number, 3, side, side, generator=torch.Generator().manual_seed(4))
+
+
+# -- Scores from given boxes -------------------------------------------------------------------------------------
+
+
+def test_objects_are_the_fraction_of_nouns_found() -> None:
+    found = {"cat": boxes((0.5, 0.5, 0.1, 0.1), (0.2, 0.2, 0.1, 0.1)), "dog": boxes()}
+    assert object_score(("cat", "dog", "hot dog"), found) == pytest.approx(1 / 3)
+    assert object_score(("cat",), found) == 1.0
+    assert object_score(("cat", "cat", "dog"), found) == pytest.approx(2 / 3)
+
+
+def test_counts_are_exact_wrong_or_absent() -> None:
+    """Four boxes of cats, of which two are the same cat (IoU 9/11)."""
+    cats = boxes((0.2, 0.2, 0.2, 0.2), (0.22, 0.2, 0.2, 0.2), (0.5, 0.5, 0.2, 0.2), (0.8, 0.8, 0.2, 0.2))
+    found = {"cat": cats, "dog": boxes((0.5, 0.5, 0.1, 0.1))}
+
+    def score(*counts: tuple[str, int]) -> float:
+        return numeracy_score([ObjectCount(*count) for count in counts], found, 0.5)
+
+    assert score(("cat", 3)) == 1.0
+    assert score(("cat", 4)) == 0.2
+    assert score(("bird", 1)) == 0.0
+    assert score(("cat", 3), ("dog", 2), ("bird", 1)) == pytest.approx(1.2 / 3)
+
+
+def test_released_counts_keep_most_copies() -> None:
+    """Read as corners, a centre-size box below 1 in width ends before it begins unless it is large and at the top
+    left: it overlaps nothing, and a copy of it is counted too."""
+
+    def score(cats: Detections, number: int, faithful: bool) -> float:
+        return numeracy_score([ObjectCount("cat", number)], {"cat": cats}, 0.5, faithful)
+
+    copies = boxes((0.8, 0.8, 0.2, 0.2), (0.81, 0.8, 0.2, 0.2))
+    assert [score(copies, 1, faithful) for faithful in (False, True)] == [1.0, 0.2]
+    assert [score(copies, 2, faithful) for faithful in (False, True)] == [0.2, 1.0]
+    large = boxes((0.1, 0.1, 0.4, 0.4), (0.12, 0.1, 0.4, 0.4))
+    assert [score(large, 1, faithful) for faithful in (False, True)] == [1.0, 1.0]
+
+
+FOUND = {"cat": boxes((0.2, 0.5, 0.1, 0.1)), "dog": boxes((0.8, 0.5, 0.1, 0.1), (0.2, 0.2, 0.1, 0.1))}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (PromptRecord("p", "spatial", ("cat", "dog"), spatial=LEFT), 0.9),
+        (PromptRecord("p", "numeracy", ("dog",), counts=(ObjectCount("dog", 2),)), 1.0),
+        (PromptRecord("p", "numeracy", ("dog",), counts=(ObjectCount("dog", 3),)), 0.2),
+        (PromptRecord("p", "complex", ("cat", "bird"), spatial=SpatialRelation("bird", "cat", "near")), 0.5),
+        (PromptRecord("p", "texture", ("bird",), ("wooden bird",)), 0.0),
+    ],
+)
+def test_the_record_decides_what_is_scored(record: PromptRecord, expected: float) -> None:
+    assert tiny().score_of(record, FOUND) == pytest.approx(expected)
+
+
+def test_long_nouns_are_found_unless_as_released() -> None:
+    record = PromptRecord("p", "object", ("roll of tape", "hot dog"))
+    found = {"roll of tape": FOUND["cat"], "hot dog": FOUND["dog"]}
+    assert tiny().score_of(record, found) == 1.0
+    assert tiny(faithful=True).score_of(record, found) == 0.5
+
+
+# -- The network's part ------------------------------------------------------------------------------------------
+
+
+def test_logits_and_boxes_are_those_of_the_network_called_on_its_own() -> None:
+    """Three captions of different lengths in one batch, against one call each without any padding."""
+    detector, records = tiny(), [CHAIR, SENTENCE, PromptRecord("p", "object", ("cat", "dog"))]
+    captions, pixels = [detector.caption(record) for record in records], images(3, side=64)
+    logits, found = detector.look(pixels, captions)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    for row, caption in enumerate(captions):
+        text = " . ".join(records[row].nouns) + "."
+        ids = torch.tensor([detector._tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            alone = detector.network(
+                pixel_values=(pixels[row : row + 1] - mean.view(3, 1, 1)) / std.view(3, 1, 1), input_ids=ids
+            )
+        length = ids.shape[1]
+        assert length == len(caption.ids)
+        torch.testing.assert_close(
+            logits[row, :, :length].sigmoid(), alone.logits[0, :, :length].sigmoid(), rtol=0, atol=3e-6
+        )
+        torch.testing.assert_close(found[row], alone.pred_boxes[0], rtol=0, atol=3e-6)
+        assert (logits[row, :, length:] == -torch.inf).all()
+
+
+def test_detections_are_the_phrases_means_above_the_threshold() -> None:
+    detector = tiny(box_threshold=0.6)
+    caption, pixels = detector.caption(SENTENCE), images(2)
+    logits, places = detector.look(pixels, [caption] * 2)
+    for row, found in enumerate(detector.detect(pixels, [caption] * 2)):
+        assert tuple(found) == SENTENCE.nouns
+        for noun, (start, end) in zip(SENTENCE.nouns, caption.spans, strict=True):
+            mean = logits[row, :, start:end].sigmoid().mean(1)
+            assert torch.equal(found[noun].boxes, places[row][mean > 0.6])
+            torch.testing.assert_close(found[noun].scores, mean[mean > 0.6])
+    assert 0 < sum(len(value) for value in found.values()) < 6 * len(found), "else this shows nothing"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_stays_near(dtype: str) -> None:
+    """The boxes' places may change rank; how likely each object is to be there at all stays near."""
+    pixels = images(4)
+    exact, coarse = (
+        detector.look(pixels, [detector.caption(CHAIR)] * 4)[0].sigmoid()[..., 1].amax(1)
+        for detector in (tiny(), tiny(dtype=dtype))
+    )
+    assert coarse.dtype == torch.float32
+    torch.testing.assert_close(coarse, exact, rtol=0, atol=0.1)
+
+
+def test_details_say_what_was_scored() -> None:
+    records = [
+        PromptRecord("p", "spatial", ("cat", "dog"), spatial=LEFT),
+        CHAIR,
+        PromptRecord("p", "numeracy", ("dog",), counts=(ObjectCount("dog", 2),)),
+    ]
+    scores, details = tiny().score(images(3), records)
+    assert set(details) == {"detector_object", "detector_numeracy", "detector_spatial"}
+    for row, name in enumerate(("detector_spatial", "detector_object", "detector_numeracy")):
+        assert details[name][row] == scores[row]
+        assert details[name].isnan().tolist() == [other != row for other in range(3)]
+
+
+def test_without_anything_named_it_does_not_apply_unless_as_released() -> None:
+    record = PromptRecord("a nice picture")
+    assert not tiny().applicable(record)
+    assert tiny().applicable(PromptRecord("p", spatial=LEFT))
+    faithful = tiny(faithful=True)
+    assert faithful.applicable(record)
+    scores, details = faithful.score(images(2), [record, CHAIR])
+    assert scores[0] == 1.0
+    assert scores[1] == faithful.score(images(2)[1:], [CHAIR])[0]
+    assert all(values[0].isnan() for values in details.values())
+
+
+def test_a_noun_twice_is_asked_for_once_unless_as_released() -> None:
+    record = PromptRecord("p", "complex", ("dog", "dog"))
+    assert tiny().caption(record).phrases == ("dog",)
+    assert tiny(faithful=True).caption(record).phrases == ("dog", "dog")
+
+
+def test_a_caption_that_is_too_long_is_named() -> None:
+    record = PromptRecord("a lot", "object", tuple(f"chair {i}" for i in range(30)))
+    with pytest.raises(ValueError, match=r"nouns of 'a lot' make \d+ tokens, the detector reads 64; give .* fewer"):
+        tiny().score(images(1), [record])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"box_threshold": 0.0}, r"detector\.box_threshold=0\.0: expected a number between 0 and 1"),
+        ({"nms_threshold": 1.5}, r"detector\.nms_threshold=1\.5"),
+        ({"near_distance": 0}, r"detector\.near_distance=0"),
+        ({"batch_size": 0}, r"detector\.batch_size=0"),
+        ({"short_side": 800, "long_side": 700}, r"detector\.short_side=800: expected > 0 and at most long_side=700"),
+    ],
+)
+def test_wrong_settings_are_told_before_any_weight_is_read(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Detector("nowhere", **settings)
+
+
+# -- All released prompts ----------------------------------------------------------------------------------------
+
+
+def everything_found(record: PromptRecord) -> dict[str, Detections]:
+    """Boxes of a perfect picture: objects where the relation wants them, as many as are asked for."""
+    grid = [((i % 4 + 0.5) / 4, (i // 4 + 0.5) / 4, 0.1, 0.1) for i in range(16)]
+    found = {noun: boxes(grid[0]) for noun in objects_of(record)}
+    found |= {count.name: boxes(*grid[: count.number]) for count in record.counts}
+    if aspect_of(record) == "spatial" and record.spatial is not None:
+        where = {"left": (0.2, 0.5), "right": (0.8, 0.5), "above": (0.5, 0.2), "below": (0.5, 0.8), "near": (0.4, 0.5)}
+        found[record.spatial.first] = boxes((*where[LOCALITIES[record.spatial.locality]], 0.1, 0.1))
+        found[record.spatial.second] = boxes((0.5, 0.5, 0.1, 0.1))
+    return found
+
+
+def released() -> Iterator[PromptRecord]:
+    yield from read_jsonl(os.environ["T2I_R1_PROMPTS"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("T2I_R1_PROMPTS" not in os.environ, reason="T2I_R1_PROMPTS does not name the released training set")
+def test_every_released_prompt_can_score_in_full() -> None:
+    """Every record is routed by its type, every noun's span holds its tokens, no perfect picture is capped."""
+    detector, routed = tiny(), {"spatial": 0, "numeracy": 0, "object": 0}
+    tokenizer = detector._tokenizer
+    for record in released():
+        aspect = aspect_of(record)
+        assert aspect == (record.task_type if record.task_type in ("spatial", "numeracy") else "object")
+        routed[aspect] += 1
+        assert detector.applicable(record)
+        caption = detector.caption(record)
+        assert caption.phrases == tuple(dict.fromkeys(record.nouns)), "the metadata names nothing else"
+        assert list(caption.ids) == tokenizer(" . ".join(caption.phrases) + " .")["input_ids"]
+        for noun, (start, end) in zip(caption.phrases, caption.spans, strict=True):
+            assert list(caption.ids[start:end]) == tokenizer(noun, add_special_tokens=False)["input_ids"]
+        assert BERT_IDS["[UNK]"] not in caption.ids
+        perfect = 0.9 if aspect == "spatial" else 1.0
+        assert detector.score_of(record, everything_found(record)) == pytest.approx(perfect), record
+    assert routed == {"spatial": 2195, "numeracy": 1172, "object": 3856}
+
+
+@pytest.mark.skipif("T2I_R1_PROMPTS" not in os.environ, reason="T2I_R1_PROMPTS does not name the released training set")
+def test_the_released_code_caps_these_prompts() -> None:
+    """METHOD: 364 of 2,195 spatial prompts say "above"; "on top of" stands in complex ones only."""
+    detector = tiny(faithful=True)
+    spatial = [record for record in released() if record.task_type == "spatial"]
+    capped = [record for record in spatial if detector.score_of(record, everything_found(record)) < 0.5]
+    assert len(capped) == 364
+    assert {record.spatial.locality for record in capped if record.spatial} == {"above"}
+
+
+# -- Published weights -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not {"T2I_R1_GROUNDING_DINO", "T2I_R1_CATS"} <= set(os.environ),
+    reason="T2I_R1_GROUNDING_DINO (grounding-dino-tiny) and T2I_R1_CATS (COCO val2017 000000039769) name no files",
+)
+def test_published_values_of_two_cats() -> None:
+    """transformers' own integration test: logits of "a" and "cat" for the two best queries, and the first box."""
+    with Image.open(os.environ["T2I_R1_CATS"]) as image:
+        width, height = image.size
+        data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    pixels = data.view(1, height, width, 3).permute(0, 3, 1, 2) / 255
+    detector = Detector(os.environ["T2I_R1_GROUNDING_DINO"])
+    found = detector.detect(pixels, [detector.caption(PromptRecord("p", nouns=("a cat",)))])[0]["a cat"]
+    logits = torch.tensor([[-0.1900, -0.2161], [-0.3719, -0.3950]])
+    torch.testing.assert_close(found.scores[:2], logits.sigmoid().mean(1), rtol=0, atol=3e-3)
+    centre_and_width = torch.tensor([0.7674, 0.4136, 0.4572])
+    torch.testing.assert_close(found.boxes[0, :3], centre_and_width, rtol=0, atol=3e-3)
+    assert numeracy_score([ObjectCount("a cat", 2)], {"a cat": found}, 0.5) == 1.0
