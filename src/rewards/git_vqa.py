@@ -109,8 +109,10 @@ class GitVqa(HoldsNetwork, RewardExpert):
         return logits.unflatten(0, asked.shape), asked
 
     def _tokens(self, questions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:
-        """[CLS] and the questions' tokens, padded at the end (R, N, T), their lengths (R, N), and which are real
-        (R, N) bool; R rounds of one question an image."""
+        """R rounds of one question an image: ids (R, N, T), lengths (R, N), and which are real, (R, N) bool.
+
+        ids are [CLS] and the question's tokens, padded at the end.
+        """
         start = self._tokenizer.cls_token_id
         texts = [[self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in few] for few in questions]
         rounds = max(map(len, texts))

@@ -64,8 +64,10 @@ def test_counts_are_exact_wrong_or_absent() -> None:
 
 
 def test_released_counts_keep_most_copies() -> None:
-    """Read as corners, a centre-size box below 1 in width ends before it begins unless it is large and at the top
-    left: it overlaps nothing, and a copy of it is counted too."""
+    """Read as corners, a centre-size box ends before it begins unless it is large and at the top left.
+
+    It then overlaps nothing, and a copy of it is counted too.
+    """
 
     def score(cats: Detections, number: int, faithful: bool) -> float:
         return numeracy_score([ObjectCount("cat", number)], {"cat": cats}, 0.5, faithful)
