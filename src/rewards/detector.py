@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from src.rewards.aspects import Aspect, aspect_of, objects_of
-from src.rewards.base import RewardExpert
 from src.rewards.detection import (
     NOTHING,
     Caption,
@@ -20,8 +20,9 @@ from src.rewards.detection import (
     detections_by_phrase,
     nms,
 )
-from src.rewards.frozen import HoldsNetwork, dtype_of, load_network
-from src.rewards.images import IMAGENET_MEAN, IMAGENET_STD, normalised, resized, size_within
+from src.rewards.frozen import FrozenModelExpert
+from src.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_between, normalise
+from src.rewards.pretrained import load_pretrained
 from src.rewards.spatial import NEAR_DISTANCE, spatial_score
 from src.values import ObjectCount, PromptRecord
 
@@ -52,7 +53,7 @@ def numeracy_score(
     return sum(map(of_one, counts)) / len(counts)
 
 
-class Detector(HoldsNetwork, RewardExpert):
+class Detector(FrozenModelExpert):
     """Looks for the prompt's objects with GroundingDINO and scores, in [0, 1], higher is better:
 
     - a relation: 0.2 for each of its two objects that is found and, when both are, half of how well they stand
@@ -105,45 +106,43 @@ class Detector(HoldsNetwork, RewardExpert):
         faithful: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         for key, value in (("box_threshold", box_threshold), ("nms_threshold", nms_threshold)):
             if not 0 < value < 1:
-                raise ValueError(f"detector.{key}={value}: expected a number between 0 and 1")
+                raise ValueError(f"{key}={value}: expected a number between 0 and 1")
         if not near_distance > 0:
-            raise ValueError(f"detector.near_distance={near_distance}: expected a number > 0, in units of the image")
-        if batch_size < 1:
-            raise ValueError(f"detector.batch_size={batch_size}: expected a whole number >= 1")
+            raise ValueError(f"near_distance={near_distance}: expected a number > 0, in units of the image")
         if not 0 < short_side <= long_side:
-            raise ValueError(f"detector.short_side={short_side}: expected > 0 and at most long_side={long_side}")
-        self.batch_size, self.box_threshold, self.nms_threshold = batch_size, box_threshold, nms_threshold
-        self.near_distance, self.short_side, self.long_side = near_distance, short_side, long_side
-        self.faithful = faithful
+            raise ValueError(f"short_side={short_side}: expected > 0 and at most long_side={long_side}")
         from transformers import GroundingDinoForObjectDetection
 
-        network, self._tokenizer = load_network(
-            *(GroundingDinoForObjectDetection, "grounding-dino", "detector.path", path, repository),
-            dtype_of("detector.dtype", dtype),
-        )
-        self.hold(network)
+        model, tokenizer = load_pretrained(GroundingDinoForObjectDetection, path, repository, dtype)
+        super().__init__(model, batch_size, **kwargs)
+        self.tokenizer = tokenizer
+        self.box_threshold, self.nms_threshold, self.near_distance = box_threshold, nms_threshold, near_distance
+        self.short_side, self.long_side, self.faithful = short_side, long_side, faithful
 
     def applicable(self, record: PromptRecord) -> bool:
         """Whether there is an object to look for; with `faithful` always."""
         return self.faithful or bool(objects_of(record))
 
-    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """Scores (N,) float32 of pixels (N, 3, H, W) in [0, 1]; details: the same by what was scored."""
+        scores = super().score(pixels, records)
+        details = {}
+        for aspect in get_args(Aspect):
+            scored = [aspect_of(record) == aspect and bool(objects_of(record)) for record in records]
+            details[f"{self.name}_{aspect}"] = scores.masked_fill(~torch.tensor(scored, device=scores.device), nan)
+        return scores, details
+
+    def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        """Scores (N,) float32; 1 for a record without anything to look for."""
         scores = torch.ones(len(records))
-        aspects = torch.full((len(get_args(Aspect)), len(records)), float("nan"))
         captions = [self.caption(record) for record in records]
         rows = [row for row, caption in enumerate(captions) if caption.phrases]
-        for start in range(0, len(rows), self.batch_size):
-            chunk = rows[start : start + self.batch_size]
-            found = self.detect(pixels[chunk], [captions[row] for row in chunk])
-            for row, detections in zip(chunk, found, strict=True):
-                scores[row] = self.score_of(records[row], detections)
-                aspects[get_args(Aspect).index(aspect_of(records[row])), row] = scores[row]
-        details = {f"{self.name}_{aspect}": aspects[i].to(pixels.device) for i, aspect in enumerate(get_args(Aspect))}
-        return scores.to(pixels.device), details
+        found = self.detect(pixels[rows], [captions[row] for row in rows]) if rows else []
+        for row, detections in zip(rows, found, strict=True):
+            scores[row] = self.score_of(records[row], detections)
+        return scores.to(pixels.device)
 
     def caption(self, record: PromptRecord) -> Caption:
         """What the network is asked for, one phrase an object.
@@ -151,10 +150,10 @@ class Detector(HoldsNetwork, RewardExpert):
         Raises ValueError for a caption that is longer than the network reads.
         """
         phrases = record.nouns if self.faithful else objects_of(record)
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         marks = (tokenizer.cls_token_id, tokenizer.convert_tokens_to_ids("."), tokenizer.sep_token_id)
         caption = build_caption(phrases, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], marks)
-        longest = self.network.config.max_text_len
+        longest = self.model.config.max_text_len
         if len(caption.ids) > longest:
             raise ValueError(
                 f"the nouns of {record.prompt!r} make {len(caption.ids)} tokens, the detector reads {longest};"
@@ -176,20 +175,18 @@ class Detector(HoldsNetwork, RewardExpert):
         Returns the logits (N, Q, T) of Q queries against the caption's tokens, -inf past its end, and the
         queries' boxes (N, Q, 4), centre-size; both float32.
         """
-        pixels = resized(pixels, size_within(*pixels.shape[-2:], self.short_side, self.long_side), "bilinear")
-        pixels = normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
+        pixels = normalise(fit_between(pixels, self.short_side, self.long_side), IMAGENET_MEAN, IMAGENET_STD)
         width = max(len(caption.ids) for caption in captions)
-        ids = torch.full((len(captions), width), self._tokenizer.pad_token_id)
+        ids = torch.full((len(captions), width), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, caption in enumerate(captions):
             ids[row, : len(caption.ids)] = torch.tensor(caption.ids)
             mask[row, : len(caption.ids)] = 1
-        with self.looking():
-            seen = self.network(
-                pixel_values=pixels.to(self.network.dtype),
-                input_ids=ids.to(pixels.device),
-                attention_mask=mask.to(pixels.device),
-            )
+        seen = self.model(
+            pixel_values=pixels.to(self.model.dtype),
+            input_ids=ids.to(pixels.device),
+            attention_mask=mask.to(pixels.device),
+        )
         return seen.logits[..., :width].float(), seen.pred_boxes.float()
 
     def score_of(self, record: PromptRecord, found: Mapping[str, Detections]) -> float:

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from src.rewards.aspects import aspect_of
-from src.rewards.base import RewardExpert
-from src.rewards.frozen import HoldsNetwork, dtype_of, load_network
-from src.rewards.images import CLIP_MEAN, CLIP_STD, centre_square, normalised
+from src.rewards.frozen import FrozenModelExpert
+from src.rewards.preprocess import CLIP_MEAN, CLIP_STD, fill_and_crop, normalise
+from src.rewards.pretrained import load_pretrained
 from src.values import PromptRecord
 
 
 def questions_of(record: PromptRecord) -> tuple[str, ...]:
-    """ "{noun}?" for each noun with its attribute ("red cow?"), or else for each noun."""
+    """For each noun with its attribute, or else for each noun: "red cow?"."""
     return tuple(f"{noun}?" for noun in record.attribute_nouns or record.nouns)
 
 
-class GitVqa(HoldsNetwork, RewardExpert):
+class GitVqa(FrozenModelExpert):
     """Asks GIT (large, fine-tuned on VQAv2) about each object, attribute included; in [0, 1], higher is better.
 
     score = mean over the record's attribute nouns, else its nouns, of P(yes) / (P(yes) + P(no)), the next-token
@@ -53,30 +53,24 @@ class GitVqa(HoldsNetwork, RewardExpert):
         faithful: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if batch_size < 1:
-            raise ValueError(f"vqa.batch_size={batch_size}: expected a whole number >= 1")
-        self.batch_size, self.faithful = batch_size, faithful
         from transformers import GitForCausalLM
 
-        network, self._tokenizer = load_network(
-            GitForCausalLM, "git", "vqa.path", path, repository, dtype_of("vqa.dtype", dtype)
-        )
-        self.hold(network)
-        self._yes, self._no = (self._tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+        model, tokenizer = load_pretrained(GitForCausalLM, path, repository, dtype)
+        super().__init__(model, batch_size, **kwargs)
+        self.tokenizer, self.faithful = tokenizer, faithful
+        self.yes, self.no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
 
     def applicable(self, record: PromptRecord) -> bool:
         """Whether the record is about objects and attributes alone; with `faithful` always."""
         return self.faithful or aspect_of(record) == "object"
 
-    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
-        """Scores (N,) float32 of pixels (N, 3, H, W) in [0, 1]."""
-        scores = torch.ones(len(records), device=pixels.device)
-        scores[[row for row, record in enumerate(records) if aspect_of(record) != "object"]] = 0.0
-        rows = [row for row, record in enumerate(records) if aspect_of(record) == "object" and questions_of(record)]
-        for start in range(0, len(rows), self.batch_size):
-            chunk = rows[start : start + self.batch_size]
-            scores[chunk] = self.ask(pixels[chunk], [questions_of(records[row]) for row in chunk])
+    def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        """Scores (N,) float32."""
+        about_objects = [aspect_of(record) == "object" for record in records]
+        scores = torch.tensor(about_objects, device=pixels.device).float()
+        rows = [row for row, record in enumerate(records) if about_objects[row] and questions_of(record)]
+        if rows:
+            scores[rows] = self.ask(pixels[rows], [questions_of(records[row]) for row in rows])
         return scores
 
     def ask(self, pixels: Tensor, questions: Sequence[Sequence[str]]) -> Tensor:
@@ -86,7 +80,7 @@ class GitVqa(HoldsNetwork, RewardExpert):
         """
         logits, asked = self.answers(pixels, questions)
         # A ratio of two softmax probabilities: the other tokens cancel out.
-        yes = (logits[..., self._yes] - logits[..., self._no]).sigmoid()
+        yes = (logits[..., self.yes] - logits[..., self.no]).sigmoid()
         return (yes * asked).sum(0) / asked.sum(0)
 
     def answers(self, pixels: Tensor, questions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
@@ -95,17 +89,16 @@ class GitVqa(HoldsNetwork, RewardExpert):
         pixels (N, 3, H, W) in [0, 1]; R is the largest number of questions.
         """
         ids, lengths, asked = (part.to(pixels.device) for part in self._tokens(questions))
-        pixels = centre_square(pixels, self.network.config.vision_config.image_size, "bicubic")
-        pixels = normalised(pixels, CLIP_MEAN, CLIP_STD)
-        with self.looking():
-            # The network repeats its image features for further rows of text, so rows go round by round. Text
-            # attends to the text before it alone: what pads a row at its end changes nothing it is asked for.
-            hidden = self.network.git(
-                input_ids=ids.flatten(0, 1), pixel_values=pixels.to(self.network.dtype), use_cache=False
-            ).last_hidden_state
-            last = hidden.shape[1] - ids.shape[-1] + lengths.flatten() - 1
-            # Only there: over all positions the vocabulary's logits would not fit into memory.
-            logits = self.network.output(hidden[torch.arange(len(last), device=last.device), last]).float()
+        pixels = fill_and_crop(pixels, self.model.config.vision_config.image_size)
+        pixels = normalise(pixels, CLIP_MEAN, CLIP_STD)
+        # The network repeats its image features for further rows of text, so rows go round by round. Text attends
+        # to the text before it alone: what pads a row at its end changes nothing it is asked for.
+        hidden = self.model.git(
+            input_ids=ids.flatten(0, 1), pixel_values=pixels.to(self.model.dtype), use_cache=False
+        ).last_hidden_state
+        last = hidden.shape[1] - ids.shape[-1] + lengths.flatten() - 1
+        # Only there: logits of all positions, one for each patch among them, would take gigabytes.
+        logits = self.model.output(hidden[torch.arange(len(last), device=last.device), last]).float()
         return logits.unflatten(0, asked.shape), asked
 
     def _tokens(self, questions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,12 +106,12 @@ class GitVqa(HoldsNetwork, RewardExpert):
 
         ids are [CLS] and the question's tokens, padded at the end.
         """
-        start = self._tokenizer.cls_token_id
-        texts = [[self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in few] for few in questions]
+        start = self.tokenizer.cls_token_id
+        texts = [[self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in few] for few in questions]
         rounds = max(map(len, texts))
         rows = [[[start, *few[i]] if i < len(few) else [start] for few in texts] for i in range(rounds)]
         width = max(len(row) for one in rows for row in one)
-        ids = torch.full((rounds, len(texts), width), self._tokenizer.pad_token_id)
+        ids = torch.full((rounds, len(texts), width), self.tokenizer.pad_token_id)
         for i, one in enumerate(rows):
             for j, row in enumerate(one):
                 ids[i, j, : len(row)] = torch.tensor(row)

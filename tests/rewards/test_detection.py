@@ -21,13 +21,13 @@ from src.rewards.detection import (
     nms,
     phrase_probabilities,
 )
-from tests.rewards.tiny import BERT_IDS, tokenizer
+from tests.rewards.tiny_experts.bert import BERT_IDS, bert_tokenizer
 
 MARKS = (BERT_IDS["[CLS]"], BERT_IDS["."], BERT_IDS["[SEP]"])
 
 
 def caption_of(*phrases: str) -> Caption:
-    bert = tokenizer()
+    bert = bert_tokenizer()
     return build_caption(phrases, lambda text: bert(text, add_special_tokens=False)["input_ids"], MARKS)
 
 
@@ -48,7 +48,7 @@ def logit(probability: float) -> float:
 )
 def test_a_phrase_stands_where_its_span_says(phrases: tuple[str, ...]) -> None:
     """The tokens are those of the whole text; each span decodes to its own phrase; full stops stand between."""
-    bert, caption = tokenizer(), caption_of(*phrases)
+    bert, caption = bert_tokenizer(), caption_of(*phrases)
     assert list(caption.ids) == bert(" . ".join(phrases) + " .")["input_ids"]
     assert caption.phrases == phrases
     for phrase, (start, end) in zip(phrases, caption.spans, strict=True):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from src.data.jsonl import read_jsonl
 from src.rewards.git_vqa import GitVqa, questions_of
+from src.rewards.preprocess import CLIP_MEAN, CLIP_STD, fill_and_crop, normalise
 from src.values import ObjectCount, PromptRecord, SpatialRelation
-from tests.rewards.tiny import WORDS, git_directory, vocabulary
+from tests.rewards.tiny_experts.bert import vocabulary
+from tests.rewards.tiny_experts.vqa import write
+
+Tiny = Callable[..., GitVqa]
 
 RELATION = PromptRecord("p", "spatial", ("cat", "dog"), spatial=SpatialRelation("cat", "dog", "near"))
 COUNT = PromptRecord("p", "numeracy", ("cat",), counts=(ObjectCount("cat", 2),))
@@ -23,9 +28,11 @@ CAT = PromptRecord("p", "object", ("cat",))
 NOTHING = PromptRecord("p", "non")
 
 
-@cache
-def tiny(**settings: Any) -> GitVqa:
-    return GitVqa(git_directory(), **settings)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Makes the expert on tiny weights."""
+    arguments = write(tmp_path_factory.mktemp("vqa"))
+    return cache(lambda **settings: GitVqa(**arguments | settings))
 
 
 def images(number: int, side: int = 32) -> Tensor:
@@ -42,17 +49,17 @@ def test_attributes_are_asked_for_where_there_are_any(record: PromptRecord, ques
 
 def probability_of_yes(expert: GitVqa, pixels: Tensor, question: str) -> float:
     """One image, one question, the whole network, softmax over the whole vocabulary; in float64 from the logits."""
-    ids = [expert._tokenizer.cls_token_id, *expert._tokenizer(question, add_special_tokens=False)["input_ids"]]
+    ids = [expert.tokenizer.cls_token_id, *expert.tokenizer(question, add_special_tokens=False)["input_ids"]]
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
     pixels = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
-        logits = expert.network(input_ids=torch.tensor([ids]), pixel_values=pixels[None]).logits[0, -1]
+        logits = expert.model(input_ids=torch.tensor([ids]), pixel_values=pixels[None]).logits[0, -1]
     probabilities = logits.double().softmax(0)
     yes, no = (float(probabilities[vocabulary()[word]]) for word in ("yes", "no"))
     return yes / (yes + no)
 
 
-def test_scores_are_those_of_one_question_at_a_time() -> None:
+def test_scores_are_those_of_one_question_at_a_time(tiny: Tiny) -> None:
     """Images with one to three questions of different lengths, in batches of three and two."""
     expert, pixels = tiny(batch_size=3), images(5)
     questions = [
@@ -72,28 +79,32 @@ def test_scores_are_those_of_one_question_at_a_time() -> None:
     assert scores.std() > 0.05, "else this shows nothing"
 
 
-def test_an_image_is_encoded_once_for_all_its_questions() -> None:
+def test_an_image_is_encoded_once_for_all_its_questions(tiny: Tiny) -> None:
     expert, seen = tiny(), []
-    with expert.network.git.image_encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0]))):
+    with expert.model.git.image_encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0]))):
         expert.score(images(3), [RED] * 3)
     assert seen == [3]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precision_stays_near(dtype: str) -> None:
+def test_lower_precision_stays_near(tiny: Tiny, dtype: str) -> None:
     exact, coarse = (expert.score(images(4), [RED] * 4) for expert in (tiny(), tiny(dtype=dtype)))
     assert coarse.dtype == torch.float32
     torch.testing.assert_close(coarse, exact, rtol=0, atol=0.05)
 
 
-def test_pictures_of_other_sizes_are_brought_to_the_networks() -> None:
-    expert = tiny()
-    assert expert.score(images(2, side=24), [CAT] * 2).shape == (2,)
-    wide = torch.rand(1, 3, 32, 48)
-    assert torch.equal(expert.score(wide, [CAT]), expert.score(wide[..., 8:40], [CAT]))
+@pytest.mark.parametrize("size", [(24, 24), (64, 64), (40, 56), (70, 50)])
+def test_pictures_are_those_of_the_networks_processor(size: tuple[int, int]) -> None:
+    """Of smooth pictures, up to rounding to 8 bits: resized by the short side, then the square in the middle."""
+    waves = torch.stack(torch.meshgrid(*(torch.linspace(0, 3, side) for side in size), indexing="ij"))
+    image = (torch.stack([waves[0].sin(), waves[1].cos(), waves.sum(0).sin()], -1) * 100 + 128).to(torch.uint8)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    expected = processor(images=Image.fromarray(image.numpy()), return_tensors="pt").pixel_values
+    pixels = normalise(fill_and_crop(image.permute(2, 0, 1)[None] / 255, 32), CLIP_MEAN, CLIP_STD)
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1.1 / 255 / min(CLIP_STD))
 
 
-def test_relations_and_counts_are_not_its_business_unless_as_released() -> None:
+def test_relations_and_counts_are_not_its_business_unless_as_released(tiny: Tiny) -> None:
     assert [tiny().applicable(record) for record in (RELATION, COUNT, RED, CAT, NOTHING)] == [False] * 2 + [True] * 3
     faithful = tiny(faithful=True)
     records = [RELATION, RED, COUNT, NOTHING]
@@ -103,22 +114,12 @@ def test_relations_and_counts_are_not_its_business_unless_as_released() -> None:
     assert scores[1] == tiny().score(images(4)[1:2], [RED])
 
 
-def test_nothing_to_ask_about_is_1() -> None:
+def test_nothing_to_ask_about_is_1(tiny: Tiny) -> None:
     assert tiny().score(images(2), [NOTHING] * 2).tolist() == [1.0, 1.0]
 
 
-def test_a_wrong_batch_size_is_told_before_any_weight_is_read() -> None:
-    with pytest.raises(ValueError, match=r"vqa\.batch_size=0: expected a whole number >= 1"):
-        GitVqa("nowhere", batch_size=0)
-
-
-def test_yes_and_no_are_words_of_the_vocabulary() -> None:
-    assert {"yes", "no"} <= set(WORDS)
-    assert (tiny()._yes, tiny()._no) == (vocabulary()["yes"], vocabulary()["no"])
-
-
 @pytest.mark.skipif("T2I_R1_PROMPTS" not in os.environ, reason="T2I_R1_PROMPTS does not name the released training set")
-def test_released_prompts_are_asked_about_by_their_type() -> None:
+def test_released_prompts_are_asked_about_by_their_type(tiny: Tiny) -> None:
     """Colour, texture and shape prompts have attributes, the other objects are asked for by their nouns."""
     expert, kinds = tiny(), {True: 0, False: 0}
     for record in read_jsonl(os.environ["T2I_R1_PROMPTS"]):
