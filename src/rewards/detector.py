@@ -97,7 +97,7 @@ class Detector(FrozenModelExpert):
         path: str | Path | None = None,
         repository: str | None = "IDEA-Research/grounding-dino-tiny",
         dtype: str = "float32",
-        batch_size: int = 8,
+        batch_size: int = 4,
         box_threshold: float = 0.3,
         nms_threshold: float = 0.5,
         near_distance: float = NEAR_DISTANCE,
