@@ -54,8 +54,8 @@ class Aesthetic(FrozenModelExpert):
     ) -> None:
         computes_in = as_dtype(dtype)
         file = find_file("path", path, repository, filename)
-        weight, bias = collapse(read_checkpoint(file), file)
         weights = find_file("tower_path", tower_path, tower_repository, tower_filename)
+        weight, bias = collapse(read_checkpoint(file), file)
         super().__init__(load_tower(tower, weights, len(weight)).to(computes_in), batch_size, **kwargs)
         reach = float(weight.norm())
         self.weight, self.bias = weight.float(), float(bias)

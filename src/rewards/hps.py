@@ -54,10 +54,10 @@ class HPS(FrozenModelExpert):
 
         computes_in = as_dtype(dtype)
         folder = find_directory("tokenizer", tokenizer, tokenizer_repository, TOKENIZER_FILES)
-        reads = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
-        model = load_clip(find_file("path", path, repository, filename), sizes, computes_in)
-        super().__init__(model, batch_size, **kwargs)
-        self.sizes, self.tokenizer = sizes, reads
+        file = find_file("path", path, repository, filename)
+        super().__init__(load_clip(file, sizes, computes_in), batch_size, **kwargs)
+        self.sizes = sizes
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """Cosines (N,) float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from src.hub import find_directory
 from src.rewards.frozen import FrozenModelExpert, in_chunks
-from src.rewards.weights import as_dtype, check_fit
+from src.rewards.weights import MODEL_FILES, as_dtype, check_fit
 from src.rewards.yes_no import answer_tokens, yes_probability
 from src.values import PromptRecord
 
@@ -58,17 +59,20 @@ class VLMJudge(FrozenModelExpert):
             raise ValueError(f"question={question!r}: expected {PLACE} in it, where the prompt goes")
         check_temperature(temperature)
         computes_in = as_dtype(dtype)
-        folder = find_directory("path", path, repository)
+        folder = find_directory("path", path, repository, MODEL_FILES)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"path={folder}: its processor has no chat template; take an instruction-tuned model")
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=computes_in, local_files_only=True, output_loading_info=True
         )
-        check_fit(folder, report["missing_keys"], [], [])
+        check_fit(folder, report["missing_keys"])
         super().__init__(model, batch_size, **kwargs)
         self.processor, self.question, self.system, self.temperature = processor, question, system, temperature
         self.tokens = answer_tokens(processor.tokenizer)
+        # Where the model can, it computes the logits of the last position only.
+        known = signature(model.forward).parameters
+        self.options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in known}
 
     def batches(self, records: Sequence[PromptRecord]) -> list[list[int]]:
         """Rows whose questions are equally long, in pieces of at most `batch_size`."""
@@ -90,7 +94,7 @@ class VLMJudge(FrozenModelExpert):
             return_tensors="pt",
         )
         inputs = inputs.to(self.model.device, self.model.dtype)
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits
+        logits = self.model(**inputs, **self.options).logits
         return yes_probability(logits[:, -1], self.tokens, self.temperature)
 
     def conversation(self, record: PromptRecord, image: Image.Image | None = None) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What a model directory of the hub is needed for; others of the same weights, for other libraries, are not fetched.
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,7 +60,9 @@ def load_exactly(kind: Any, config: Any, state: Mapping[str, Tensor], dtype: tor
     return model
 
 
-def check_fit(source: Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[Any] = ()) -> None:
+def check_fit(
+    source: Path, missing: Iterable[str], unexpected: Iterable[str] = (), mismatched: Iterable[Any] = ()
+) -> None:
     """Raise WeightsMismatch unless all three are empty. mismatched: names, or (name, found, expected shape)."""
     shapes = [f"{m[0]} {tuple(m[1])} instead of {tuple(m[2])}" if isinstance(m, tuple) else m for m in mismatched]
     problems = [
