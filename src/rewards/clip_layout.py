@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.rewards.weights import WeightsMismatch, load_exactly, read_checkpoint
+from src.rewards.weights import WeightsMismatch, check_shapes, load_exactly, read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,11 @@ def load_clip(file: Path, sizes: ClipSizes, dtype: torch.dtype) -> Any:
     content = read_checkpoint(file)
     if not isinstance(content.get("state_dict"), Mapping):
         raise WeightsMismatch(f"{file}: no 'state_dict' in it; expected an open_clip training checkpoint")
-    return load_exactly(CLIPModel, clip_config(sizes), to_transformers(content["state_dict"]), dtype, file)
+    state, config = to_transformers(content["state_dict"]), clip_config(sizes)
+    # Another model's file is refused before a billion missing weights are drawn at random.
+    with torch.device("meta"):
+        check_shapes(file, state, {name: value.shape for name, value in CLIPModel(config).state_dict().items()})
+    return load_exactly(CLIPModel, config, state, dtype, file)
 
 
 def clip_config(sizes: ClipSizes) -> Any:
