@@ -22,10 +22,10 @@ LAYERS = (0, 2, 4, 6, 7)
 class Aesthetic(FrozenModelExpert):
     """How beautiful people find the image, whatever the prompt: LAION's aesthetic predictor V2 (2210.08402).
 
-    score = w . e + b, e the unit CLIP ViT-L/14 embedding of the image; trained on ratings from 1 to 10, most
-    pictures lie between 4 and 7; higher is better; applies to every prompt. The released predictor is five
-    linear layers without activations between them, so they are one vector w and one number b here, and a
-    score cannot leave b +- |w|: that is this expert's `score_range`.
+    score = w . e + b, e the unit CLIP ViT-L/14 embedding of the image; trained on ratings from 1 to 10, of
+    which LAION's aesthetic subsets keep 4.5 to 6.5 and more; higher is better; applies to every prompt. The
+    released predictor is five linear layers without activations between them, so they are one vector w and
+    one number b here, and a score cannot leave b +- |w|: that is this expert's `score_range`.
 
     Args:
         path: the released file sac+logos+ava1-l14-linearMSE.pth; None: `filename` of `repository`.

@@ -23,8 +23,8 @@ class HPS(FrozenModelExpert):
     """How much people would like the image for its prompt: HPS v2.1 (Wu et al., 2306.09341).
 
     score = cosine of the CLIP embeddings of image and prompt, raw, in [-1, 1]; higher is better; applies to
-    every prompt. Published means of text-to-image models lie between 0.14 and 0.34. Comparable among images
-    of one prompt only, which is how group normalisation uses it. Preprocessing as released: the longer side
+    every prompt. The published means of text-to-image models lie between 0.13 and 0.34. Comparable among
+    images of one prompt only, which is how group normalisation uses it. Preprocessing as released: the longer side
     becomes 224, the rest is black; prompts are cut to 77 tokens.
 
     Args:
