@@ -37,6 +37,11 @@ class ClipSizes:
     vocabulary: int = 49408
     context_length: int = 77
 
+    @property
+    def end_of_text(self) -> int:
+        """The id of the token at which a text's embedding is read."""
+        return self.vocabulary - 1
+
 
 VIT_H_14 = ClipSizes(
     embedding=1024,
@@ -121,10 +126,10 @@ def clip_config(sizes: ClipSizes) -> Any:
         "num_attention_heads": sizes.text_heads,
         "vocab_size": sizes.vocabulary,
         "max_position_embeddings": sizes.context_length,
-        # The text embedding is read at the first end-of-text token.
-        "bos_token_id": sizes.vocabulary - 2,
-        "eos_token_id": sizes.vocabulary - 1,
-        "pad_token_id": sizes.vocabulary - 1,
+        # The text embedding is read at the first of these.
+        "eos_token_id": sizes.end_of_text,
+        "bos_token_id": sizes.end_of_text - 1,
+        "pad_token_id": sizes.end_of_text,
     }
     return CLIPConfig(vision_config=vision | shared, text_config=text | shared, projection_dim=sizes.embedding)
 

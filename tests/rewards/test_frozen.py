@@ -13,11 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from src.rewards.frozen import FrozenModelExpert, in_chunks
+from src.rewards.frozen import FrozenModelExpert, batches_of_equal_length, in_chunks
 from src.values import PromptRecord
 from tests.rewards import tiny_experts
 from tests.rewards.tiny_experts import TinyExpert
 from tests.rewards.toy import about
+
+
+def dropping(weight: float) -> nn.Module:
+    model = nn.Sequential(nn.Dropout(0.9), nn.Linear(1, 1, bias=False))
+    model[1].weight.data.fill_(weight)
+    return model
 
 
 class Weighted(FrozenModelExpert):
@@ -27,9 +33,7 @@ class Weighted(FrozenModelExpert):
     score_range = (0.0, 10.0)
 
     def __init__(self, file: Path, batch_size: int = 2) -> None:
-        model = nn.Sequential(nn.Dropout(0.9), nn.Linear(1, 1, bias=False))
-        model[1].weight.data.fill_(float(file.read_text()))
-        super().__init__(model, batch_size)
+        super().__init__(lambda: dropping(float(file.read_text())), batch_size)
         self.sizes: list[int] = []
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
@@ -61,6 +65,17 @@ def test_chunks_hold_every_row_once_in_order(rows: int, size: int) -> None:
     assert [row for piece in pieces for row in piece] == list(range(rows))
     assert all(len(piece) == size for piece in pieces[:-1])
     assert all(1 <= len(piece) <= size for piece in pieces)
+
+
+@given(st.lists(st.integers(1, 4), max_size=20), st.integers(1, 6))
+def test_batches_hold_rows_of_one_length_each_once(lengths: list[int], size: int) -> None:
+    batches = batches_of_equal_length(lengths, size)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len({lengths[row] for row in batch}) == 1
+        assert batch == sorted(batch)
+        assert len(batch) <= size
+    assert batches_of_equal_length([5, 7, 5, 5, 7], 2) == [[0, 2], [3], [1, 4]]
 
 
 def test_scores_need_no_gradient_and_no_autocast(file: Path) -> None:
@@ -101,9 +116,9 @@ def test_a_pickle_holds_no_weights(file: Path) -> None:
     assert copy.deepcopy(expert).compute() == expert.compute()
 
 
-def test_batch_size_is_checked(file: Path) -> None:
+def test_batch_size_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
-        Weighted(file, batch_size=0)
+        Weighted(tmp_path / "nowhere", batch_size=0)
 
 
 Tiny = tuple[TinyExpert, dict[str, object]]

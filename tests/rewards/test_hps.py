@@ -102,6 +102,8 @@ def test_other_files_are_refused(arguments: dict[str, Any], tmp_path: Path) -> N
         HPS(**arguments | {"path": tmp_path / "gone.pt"})
     with pytest.raises(WeightsNotFound, match=r"tokenizer=.*gone: no such directory"):
         HPS(**arguments | {"tokenizer": tmp_path / "gone"})
+    with pytest.raises(ValueError, match=r"tokenizer=.*: its end-of-text token is 517, the checkpoint's is 518"):
+        HPS(**arguments | {"sizes": replace(tiny.SIZES, vocabulary=519)})
     with pytest.raises(WeightsMismatch, match="1 of another shape"):
         HPS(**arguments | {"sizes": replace(tiny.SIZES, context_length=17)})
 

@@ -52,7 +52,7 @@ def orm_of_another_kind(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("hps", hps_of_another_size, ["rewards.experts.hps", "hps.pt: these weights do not fit", "missing: text_"]),
+        ("hps", hps_of_another_size, ["rewards.experts.hps", "its end-of-text token is 517"]),
         ("orm", orm_of_another_kind, ["rewards.experts.orm", "config.json: mm_projector_type is 'linear'"]),
         ("aesthetic", lambda folder: {}, ["rewards.experts.aesthetic: path: not set"]),
         ("hps", lambda folder: {"tokenizer": folder / "no"}, ["rewards.experts.hps: tokenizer=", "no such directory"]),
