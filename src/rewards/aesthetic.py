@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,10 +23,10 @@ LAYERS = (0, 2, 4, 6, 7)
 class Aesthetic(FrozenModelExpert):
     """How beautiful people find the image, whatever the prompt: LAION's aesthetic predictor V2 (2210.08402).
 
-    score = w . e + b, e the unit CLIP ViT-L/14 embedding of the image; trained on ratings from 1 to 10, most
-    pictures lie between 4 and 7; higher is better; applies to every prompt. The released predictor is five
-    linear layers without activations between them, so they are one vector w and one number b here, and a
-    score cannot leave b +- |w|: that is this expert's `score_range`.
+    score = w . e + b, e the unit CLIP ViT-L/14 embedding of the image; trained on ratings from 1 to 10, of
+    which LAION's aesthetic subsets keep 4.5 to 6.5 and more; higher is better; applies to every prompt. The
+    released predictor is five linear layers without activations between them, so they are one vector w and
+    one number b here, and a score cannot leave b +- |w|: that is this expert's `score_range`.
 
     Args:
         path: the released file sac+logos+ava1-l14-linearMSE.pth; None: `filename` of `repository`.
@@ -54,9 +55,9 @@ class Aesthetic(FrozenModelExpert):
     ) -> None:
         computes_in = as_dtype(dtype)
         file = find_file("path", path, repository, filename)
-        weight, bias = collapse(read_checkpoint(file), file)
         weights = find_file("tower_path", tower_path, tower_repository, tower_filename)
-        super().__init__(load_tower(tower, weights, len(weight)).to(computes_in), batch_size, **kwargs)
+        weight, bias = collapse(read_checkpoint(file), file)
+        super().__init__(lambda: load_tower(tower, weights, len(weight), computes_in), batch_size, **kwargs)
         reach = float(weight.norm())
         self.weight, self.bias = weight.float(), float(bias)
         self.score_range = (self.bias - reach, self.bias + reach)
@@ -70,7 +71,7 @@ class Aesthetic(FrozenModelExpert):
         return embedded @ self.weight.to(embedded.device) + self.bias
 
 
-def load_tower(name: str, weights: Path, width: int) -> Any:
+def load_tower(name: str, weights: Path, width: int, dtype: torch.dtype) -> Any:
     """timm's CLIP image tower `name` with a head of `width` outputs, its weights read from `weights`.
 
     Raises:
@@ -81,9 +82,10 @@ def load_tower(name: str, weights: Path, width: int) -> Any:
     # Told of another number of outputs than it is asked for, timm would draw the head at random.
     overlay = {"file": str(weights), "num_classes": width}
     try:
-        return timm.create_model(name, pretrained=True, num_classes=width, pretrained_cfg_overlay=overlay)
+        tower = timm.create_model(name, pretrained=True, num_classes=width, pretrained_cfg_overlay=overlay)
     except RuntimeError as error:
         raise WeightsMismatch(f"{weights}: does not fit timm's {name} with {width} outputs ({error})") from error
+    return tower.to(dtype)
 
 
 def collapse(layers: Mapping[str, Tensor], source: Path) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.rewards.weights import WeightsMismatch, load_exactly, read_checkpoint
+from src.rewards.weights import WeightsMismatch, check_shapes, load_exactly, read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class ClipSizes:
     text_heads: int
     vocabulary: int = 49408
     context_length: int = 77
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of the token at which a text's embedding is read."""
+        return self.vocabulary - 1
 
 
 VIT_H_14 = ClipSizes(
@@ -94,7 +99,11 @@ def load_clip(file: Path, sizes: ClipSizes, dtype: torch.dtype) -> Any:
     content = read_checkpoint(file)
     if not isinstance(content.get("state_dict"), Mapping):
         raise WeightsMismatch(f"{file}: no 'state_dict' in it; expected an open_clip training checkpoint")
-    return load_exactly(CLIPModel, clip_config(sizes), to_transformers(content["state_dict"]), dtype, file)
+    state, config = to_transformers(content["state_dict"]), clip_config(sizes)
+    # Another model's file is refused before a billion missing weights are drawn at random.
+    with torch.device("meta"):
+        check_shapes(file, state, {name: value.shape for name, value in CLIPModel(config).state_dict().items()})
+    return load_exactly(CLIPModel, config, state, dtype, file)
 
 
 def clip_config(sizes: ClipSizes) -> Any:
@@ -117,10 +126,10 @@ def clip_config(sizes: ClipSizes) -> Any:
         "num_attention_heads": sizes.text_heads,
         "vocab_size": sizes.vocabulary,
         "max_position_embeddings": sizes.context_length,
-        # The text embedding is read at the first end-of-text token.
-        "bos_token_id": sizes.vocabulary - 2,
-        "eos_token_id": sizes.vocabulary - 1,
-        "pad_token_id": sizes.vocabulary - 1,
+        # The text embedding is read at the first of these.
+        "eos_token_id": sizes.end_of_text,
+        "bos_token_id": sizes.end_of_text - 1,
+        "pad_token_id": sizes.end_of_text,
     }
     return CLIPConfig(vision_config=vision | shared, text_config=text | shared, projection_dim=sizes.embedding)
 

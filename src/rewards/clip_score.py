@@ -14,7 +14,7 @@ from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 
 from src.hub import find_directory
 from src.rewards.frozen import FrozenModelExpert
-from src.rewards.weights import as_dtype, check_fit
+from src.rewards.weights import MODEL_FILES, as_dtype, load_complete
 from src.values import PromptRecord
 
 
@@ -44,14 +44,10 @@ class ClipScore(FrozenModelExpert):
         from transformers import CLIPModel, CLIPProcessor
 
         computes_in = as_dtype(dtype)
-        folder = find_directory("path", path, repository)
-        model, report = CLIPModel.from_pretrained(
-            folder, dtype=computes_in, local_files_only=True, output_loading_info=True
-        )
-        check_fit(folder, report["missing_keys"], report["unexpected_keys"])
+        folder = find_directory("path", path, repository, MODEL_FILES)
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        super().__init__(Towers(model), batch_size, **kwargs)
-        self.processor = Processor(processor, model.config.text_config.max_position_embeddings)
+        super().__init__(lambda: Towers(load_complete(CLIPModel, folder, computes_in)), batch_size, **kwargs)
+        self.processor = Processor(processor, self.model.config.text_config.max_position_embeddings)
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """Scores (N,) float32."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import nan
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from src.rewards.aspects import Aspect, aspect_of, objects_of
+from src.rewards.base import RewardError
 from src.rewards.detection import (
     NOTHING,
     Caption,
@@ -22,8 +24,9 @@ from src.rewards.detection import (
 )
 from src.rewards.frozen import FrozenModelExpert
 from src.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_between, normalise
-from src.rewards.pretrained import load_pretrained
+from src.rewards.pretrained import find_pretrained
 from src.rewards.spatial import NEAR_DISTANCE, spatial_score
+from src.rewards.weights import as_dtype, load_complete
 from src.values import ObjectCount, PromptRecord
 
 # What an object is worth that is there in the wrong number.
@@ -113,11 +116,14 @@ class Detector(FrozenModelExpert):
             raise ValueError(f"near_distance={near_distance}: expected a number > 0, in units of the image")
         if not 0 < short_side <= long_side:
             raise ValueError(f"short_side={short_side}: expected > 0 and at most long_side={long_side}")
-        from transformers import GroundingDinoForObjectDetection
+        from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
-        model, tokenizer = load_pretrained(GroundingDinoForObjectDetection, path, repository, dtype)
-        super().__init__(model, batch_size, **kwargs)
-        self.tokenizer = tokenizer
+        computes_in = as_dtype(dtype)
+        folder = find_pretrained("grounding-dino", path, repository)
+        super().__init__(
+            lambda: load_complete(GroundingDinoForObjectDetection, folder, computes_in), batch_size, **kwargs
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.box_threshold, self.nms_threshold, self.near_distance = box_threshold, nms_threshold, near_distance
         self.short_side, self.long_side, self.faithful = short_side, long_side, faithful
 
@@ -137,12 +143,24 @@ class Detector(FrozenModelExpert):
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """Scores (N,) float32; 1 for a record without anything to look for."""
         scores = torch.ones(len(records))
-        captions = [self.caption(record) for record in records]
+        captions = []
+        for record in records:
+            with self._blaming(record):
+                captions.append(self.caption(record))
         rows = [row for row, caption in enumerate(captions) if caption.phrases]
         found = self.detect(pixels[rows], [captions[row] for row in rows]) if rows else []
         for row, detections in zip(rows, found, strict=True):
-            scores[row] = self.score_of(records[row], detections)
+            with self._blaming(records[row]):
+                scores[row] = self.score_of(records[row], detections)
         return scores.to(pixels.device)
+
+    @contextmanager
+    def _blaming(self, record: PromptRecord) -> Iterator[None]:
+        """Tell a ValueError as one about this record, not about the batch it is in."""
+        try:
+            yield
+        except ValueError as error:
+            raise RewardError(self.name, str(error), record.prompt) from error
 
     def caption(self, record: PromptRecord) -> Caption:
         """What the network is asked for, one phrase an object.
@@ -156,8 +174,7 @@ class Detector(FrozenModelExpert):
         longest = self.model.config.max_text_len
         if len(caption.ids) > longest:
             raise ValueError(
-                f"the nouns of {record.prompt!r} make {len(caption.ids)} tokens, the detector reads {longest};"
-                " give the record fewer nouns"
+                f"its nouns make {len(caption.ids)} tokens, the network reads {longest}; give the record fewer"
             )
         return caption
 

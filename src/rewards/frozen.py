@@ -30,7 +30,7 @@ class FrozenModelExpert(RewardExpert):
     arguments and the metric's state: the copy reads the weights from their files again.
 
     Args:
-        model: the frozen ``nn.Module``.
+        load: gives the ``nn.Module``; called when the settings are known to be fine.
         batch_size: images the model sees at once, >= 1; of memory and speed only.
     """
 
@@ -41,12 +41,12 @@ class FrozenModelExpert(RewardExpert):
         expert.__dict__["_arguments"] = args, kwargs
         return expert
 
-    def __init__(self, model: nn.Module, batch_size: int, **kwargs: Any) -> None:
+    def __init__(self, load: Callable[[], nn.Module], batch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         self.batch_size = batch_size
-        self._held = _Held(model.eval().requires_grad_(False))
+        self._held = _Held(load().eval().requires_grad_(False))
 
     @property
     def model(self) -> Any:
@@ -87,3 +87,11 @@ class FrozenModelExpert(RewardExpert):
 def in_chunks(rows: list[int], size: int) -> list[list[int]]:
     """`rows` in order, cut into pieces of `size` (the last one shorter)."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def batches_of_equal_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Rows grouped by their length, in pieces of at most `size`; rows keep their order inside a group."""
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        groups.setdefault(length, []).append(row)
+    return [piece for rows in groups.values() for piece in in_chunks(rows, size)]

@@ -12,7 +12,8 @@ from torch import Tensor
 from src.rewards.aspects import aspect_of
 from src.rewards.frozen import FrozenModelExpert
 from src.rewards.preprocess import CLIP_MEAN, CLIP_STD, fill_and_crop, normalise
-from src.rewards.pretrained import load_pretrained
+from src.rewards.pretrained import find_pretrained
+from src.rewards.weights import as_dtype, load_complete
 from src.values import PromptRecord
 
 
@@ -53,12 +54,13 @@ class GitVqa(FrozenModelExpert):
         faithful: bool = False,
         **kwargs: Any,
     ) -> None:
-        from transformers import GitForCausalLM
+        from transformers import AutoTokenizer, GitForCausalLM
 
-        model, tokenizer = load_pretrained(GitForCausalLM, path, repository, dtype)
-        super().__init__(model, batch_size, **kwargs)
-        self.tokenizer, self.faithful = tokenizer, faithful
-        self.yes, self.no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+        computes_in = as_dtype(dtype)
+        folder = find_pretrained("git", path, repository)
+        super().__init__(lambda: load_complete(GitForCausalLM, folder, computes_in), batch_size, **kwargs)
+        self.tokenizer, self.faithful = AutoTokenizer.from_pretrained(folder, local_files_only=True), faithful
+        self.yes, self.no = (self.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
 
     def applicable(self, record: PromptRecord) -> bool:
         """Whether the record is about objects and attributes alone; with `faithful` always."""

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from src.hub import find_directory, find_file
 from src.rewards.clip_layout import VIT_H_14, ClipSizes, load_clip
@@ -23,8 +25,8 @@ class HPS(FrozenModelExpert):
     """How much people would like the image for its prompt: HPS v2.1 (Wu et al., 2306.09341).
 
     score = cosine of the CLIP embeddings of image and prompt, raw, in [-1, 1]; higher is better; applies to
-    every prompt. Published means of text-to-image models lie between 0.14 and 0.34. Comparable among images
-    of one prompt only, which is how group normalisation uses it. Preprocessing as released: the longer side
+    every prompt. The published means of text-to-image models lie between 0.13 and 0.34. Comparable among
+    images of one prompt only, which is how group normalisation uses it. Preprocessing as released: the longer side
     becomes 224, the rest is black; prompts are cut to 77 tokens.
 
     Args:
@@ -54,9 +56,14 @@ class HPS(FrozenModelExpert):
 
         computes_in = as_dtype(dtype)
         folder = find_directory("tokenizer", tokenizer, tokenizer_repository, TOKENIZER_FILES)
-        reads = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
-        model = load_clip(find_file("path", path, repository, filename), sizes, computes_in)
-        super().__init__(model, batch_size, **kwargs)
+        file = find_file("path", path, repository, filename)
+        reads = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if reads.eos_token_id != sizes.end_of_text:
+            raise ValueError(
+                f"tokenizer={folder}: its end-of-text token is {reads.eos_token_id}, the checkpoint's is"
+                f" {sizes.end_of_text}; take CLIP's tokenizer"
+            )
+        super().__init__(lambda: load_clip(file, sizes, computes_in), batch_size, **kwargs)
         self.sizes, self.tokenizer = sizes, reads
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
@@ -74,8 +81,7 @@ class HPS(FrozenModelExpert):
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors (P, D) float32; padding stands after the end of text, where nothing looks at it."""
-        ids = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.sizes.context_length, return_tensors="pt"
-        )["input_ids"]
+        cut = self.tokenizer(list(prompts), truncation=True, max_length=self.sizes.context_length).input_ids
+        ids = pad_sequence([torch.tensor(row) for row in cut], batch_first=True, padding_value=self.sizes.end_of_text)
         embedded = self.model.get_text_features(ids.to(self.model.device)).pooler_output
         return F.normalize(embedded.float(), dim=1)

@@ -61,18 +61,17 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(key): tensor for key, tensor in state.items() if not key.endswith(".rotary_emb.inv_freq")}
 
 
-def load_llava(folder: Path, vision: Mapping[str, int], dtype: torch.dtype) -> Any:
+def load_llava(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     """LlavaOnevisionForConditionalGeneration from a directory in LLaVA-NeXT's layout.
 
-    vision: sizes of the vision tower, which the layout's config.json only names.
+    config: of `llava_config`.
 
     Raises:
-        WeightsMismatch: naming file and config key of another kind of model, or the weights that do not fit.
+        WeightsMismatch: naming the weights that do not fit.
     """
     from safetensors.torch import load_file
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    config = llava_config(folder / "config.json", vision)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise WeightsMismatch(f"{folder}: no *.safetensors weights in it")
@@ -84,6 +83,8 @@ def load_llava(folder: Path, vision: Mapping[str, int], dtype: torch.dtype) -> A
 
 def llava_config(file: Path, vision: Mapping[str, int]) -> Any:
     """transformers' config of the model that LLaVA-NeXT's config.json describes.
+
+    vision: sizes of the vision tower, which that file only names, by the names of SiglipVisionConfig.
 
     Raises:
         WeightsMismatch: naming the key that says it is another kind of model.

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from src.hub import find_directory
-from src.rewards.frozen import FrozenModelExpert
-from src.rewards.llava_layout import SIGLIP_SO400M, load_llava
+from src.rewards.frozen import FrozenModelExpert, batches_of_equal_length
+from src.rewards.llava_layout import SIGLIP_SO400M, llava_config, load_llava
 from src.rewards.preprocess import normalise, pad_and_resize
-from src.rewards.vlm_judge import PLACE, batches_of_equal_length, check_temperature
-from src.rewards.weights import as_dtype
-from src.rewards.yes_no import answer_tokens, yes_probability
+from src.rewards.weights import MODEL_FILES, as_dtype
+from src.rewards.yes_no import answer_tokens, check_temperature, yes_probability
 from src.values import PromptRecord
 
 QUESTION = (
@@ -66,10 +65,11 @@ class ORM(FrozenModelExpert):
 
         check_temperature(temperature)
         computes_in = as_dtype(dtype)
-        folder = find_directory("path", path, repository)
+        folder = find_directory("path", path, repository, MODEL_FILES)
+        config = llava_config(folder / "config.json", vision)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokens = answer_tokens(tokenizer, ("yes",), ("no",))  # as released: the lower-case words only
-        super().__init__(load_llava(folder, vision, computes_in), batch_size, **kwargs)
+        super().__init__(lambda: load_llava(folder, config, computes_in), batch_size, **kwargs)
         self.tokenizer, self.tokens, self.temperature = tokenizer, tokens, temperature
 
     def batches(self, records: Sequence[PromptRecord]) -> list[list[int]]:
@@ -101,6 +101,6 @@ class ORM(FrozenModelExpert):
 
     def _ids(self, records: Sequence[PromptRecord]) -> list[list[int]]:
         """The tokens after the image; as released, the texts before and after it are tokenised apart."""
-        texts = [QUESTION.replace(PLACE, record.prompt) + AFTER for record in records]
+        texts = [QUESTION.replace("{prompt}", record.prompt) + AFTER for record in records]
         ids: list[list[int]] = self.tokenizer(texts).input_ids
         return ids

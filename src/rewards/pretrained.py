@@ -1,43 +1,24 @@
-"""A published transformers model with its tokenizer, checked to be the one that is wanted."""
+"""The directory of a published transformers model, checked to be of the kind that is wanted."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from src.hub import find_directory
-from src.rewards.weights import MODEL_FILES, WeightsMismatch, as_dtype, check_fit
+from src.rewards.weights import MODEL_FILES, WeightsMismatch
 
 
-def load_pretrained(
-    model_class: type[Any], path: str | Path | None, repository: str | None, dtype: str
-) -> tuple[Any, Any]:
-    """The model and the tokenizer of the directory `path`, or without one of `repository`.
+def find_pretrained(kind: str, path: str | Path | None, repository: str | None) -> Path:
+    """The directory `path`, or without one the snapshot of `repository`, of a model whose model_type is `kind`.
+
+    transformers reads the config of another kind too, and leaves what it does not find there as initialised.
 
     Raises:
-        ValueError: for an unknown dtype.
         WeightsNotFound: if the directory is not to be had.
-        WeightsMismatch: if it holds another kind of model, or not every weight: nothing is left as initialised.
+        WeightsMismatch: if it is of another kind of model, or of none.
     """
-    from transformers import AutoTokenizer
-
-    computes_in = as_dtype(dtype)
     folder = find_directory("path", path, repository, MODEL_FILES)
-    _check_kind(folder, model_class.config_class.model_type)
-    try:
-        model, report = model_class.from_pretrained(
-            folder, dtype=computes_in, local_files_only=True, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise WeightsMismatch(f"{folder}: cannot be loaded: {type(error).__name__}: {error}") from error
-    check_fit(folder, report["missing_keys"])
-    return model, tokenizer
-
-
-def _check_kind(folder: Path, kind: str) -> None:
-    """Raise WeightsMismatch unless the folder's config.json is of a model of this kind."""
     config = folder / "config.json"
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -46,3 +27,4 @@ def _check_kind(folder: Path, kind: str) -> None:
     found = content.get("model_type") if isinstance(content, dict) else None
     if found != kind:
         raise WeightsMismatch(f"{config}: model_type is {found!r}, expected {kind!r}; give another directory as path")
+    return folder

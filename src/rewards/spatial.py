@@ -41,6 +41,13 @@ OVERLAP = 0.1
 FOUND = 0.2
 
 
+def relation_of(locality: str) -> Relation:
+    """What a locality means; raises ValueError for one that is none of the twelve."""
+    if locality not in LOCALITIES:
+        raise ValueError(f"locality {locality!r}: unknown; known are {', '.join(LOCALITIES)}")
+    return LOCALITIES[locality]
+
+
 def position_score(
     locality: str, first: Tensor, second: Tensor, near_distance: float = NEAR_DISTANCE, faithful: bool = False
 ) -> float:
@@ -56,9 +63,7 @@ def position_score(
     faithful: as released: "above" and "on top of" give 0, nearness (150 against distances below 1) always 1.
     Raises ValueError for a locality that is none of the twelve.
     """
-    if locality not in LOCALITIES:
-        raise ValueError(f"locality {locality!r}: unknown; known are {', '.join(LOCALITIES)}")
-    relation = LOCALITIES[locality]
+    relation = relation_of(locality)
     if faithful and locality in UNMATCHED_IN_RELEASE:
         return 0.0
     x, y = _centre_distance(first, second)
@@ -83,8 +88,9 @@ def spatial_score(
 
     Of each object the most confident box counts. A relation of an object to another of its kind ("a cat next
     to a cat") is between the two most confident boxes that NMS leaves, in the better order; the released code
-    fails there and gives 0, and so does `faithful`.
+    fails there and gives 0, and so does `faithful`. Raises ValueError for an unknown locality.
     """
+    relation_of(relation.locality)  # an unknown one shows, whatever is found
     if relation.first == relation.second:
         if faithful:
             return 0.0

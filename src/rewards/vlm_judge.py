@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from src.hub import find_directory
-from src.rewards.frozen import FrozenModelExpert, in_chunks
-from src.rewards.weights import as_dtype, check_fit
-from src.rewards.yes_no import answer_tokens, yes_probability
+from src.rewards.frozen import FrozenModelExpert, batches_of_equal_length
+from src.rewards.weights import MODEL_FILES, as_dtype, load_complete
+from src.rewards.yes_no import answer_tokens, check_temperature, yes_probability
 from src.values import PromptRecord
 
 PLACE = "{prompt}"
@@ -58,17 +59,17 @@ class VLMJudge(FrozenModelExpert):
             raise ValueError(f"question={question!r}: expected {PLACE} in it, where the prompt goes")
         check_temperature(temperature)
         computes_in = as_dtype(dtype)
-        folder = find_directory("path", path, repository)
+        folder = find_directory("path", path, repository, MODEL_FILES)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"path={folder}: its processor has no chat template; take an instruction-tuned model")
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=computes_in, local_files_only=True, output_loading_info=True
-        )
-        check_fit(folder, report["missing_keys"], [], [])
-        super().__init__(model, batch_size, **kwargs)
-        self.processor, self.question, self.system, self.temperature = processor, question, system, temperature
-        self.tokens = answer_tokens(processor.tokenizer)
+        tokens = answer_tokens(processor.tokenizer)
+        super().__init__(lambda: load_complete(AutoModelForImageTextToText, folder, computes_in), batch_size, **kwargs)
+        self.processor, self.tokens = processor, tokens
+        self.question, self.system, self.temperature = question, system, temperature
+        # Where the model can, it computes the logits of the last position only.
+        known = signature(self.model.forward).parameters
+        self.options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in known}
 
     def batches(self, records: Sequence[PromptRecord]) -> list[list[int]]:
         """Rows whose questions are equally long, in pieces of at most `batch_size`."""
@@ -90,7 +91,7 @@ class VLMJudge(FrozenModelExpert):
             return_tensors="pt",
         )
         inputs = inputs.to(self.model.device, self.model.dtype)
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits
+        logits = self.model(**inputs, **self.options).logits
         return yes_probability(logits[:, -1], self.tokens, self.temperature)
 
     def conversation(self, record: PromptRecord, image: Image.Image | None = None) -> list[dict[str, Any]]:
@@ -101,20 +102,6 @@ class VLMJudge(FrozenModelExpert):
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return messages
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless it can divide logits."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a number > 0")
-
-
-def batches_of_equal_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows grouped by their length, in pieces of at most `size`; rows keep their order inside a group."""
-    groups: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        groups.setdefault(length, []).append(row)
-    return [piece for rows in groups.values() for piece in in_chunks(rows, size)]
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:

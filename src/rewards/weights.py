@@ -60,6 +60,24 @@ def load_exactly(kind: Any, config: Any, state: Mapping[str, Tensor], dtype: tor
     return model
 
 
+def load_complete(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A transformers model of class `kind` from its directory, in `dtype`.
+
+    Raises:
+        WeightsMismatch: naming the weights that are missing, which transformers alone would draw at random.
+    """
+    model, report = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    check_fit(folder, report["missing_keys"])
+    return model
+
+
+def check_shapes(source: Path, state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raise WeightsMismatch unless `state` has exactly the names and shapes of `expected`."""
+    shared = state.keys() & expected.keys()
+    other = [(name, state[name].shape, expected[name]) for name in shared if state[name].shape != expected[name]]
+    check_fit(source, expected.keys() - shared, state.keys() - shared, other)
+
+
 def check_fit(
     source: Path, missing: Iterable[str], unexpected: Iterable[str] = (), mismatched: Iterable[Any] = ()
 ) -> None:

@@ -49,6 +49,12 @@ def yes_probability(logits: Tensor, tokens: AnswerTokens, temperature: float = 1
     return torch.sigmoid(yes - no)
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless it can divide logits."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected a number > 0")
+
+
 def _single_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
     encoded = [tokenizer.encode(form, add_special_tokens=False) for form in forms]
     ids = {ids[0] for ids in encoded if len(ids) == 1}

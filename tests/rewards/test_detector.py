@@ -19,6 +19,7 @@ from src.cli import compose
 from src.config import UserError
 from src.data.jsonl import read_jsonl
 from src.rewards.aspects import aspect_of, objects_of
+from src.rewards.base import RewardError
 from src.rewards.detection import Detections
 from src.rewards.detector import Detector, numeracy_score, object_score
 from src.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_between, normalise
@@ -222,10 +223,23 @@ def test_a_noun_twice_is_asked_for_once_unless_as_released(tiny: Tiny) -> None:
     assert tiny(faithful=True).caption(record).phrases == ("dog", "dog")
 
 
-def test_a_caption_that_is_too_long_is_named(tiny: Tiny) -> None:
-    record = PromptRecord("a lot", "object", tuple(f"chair {i}" for i in range(30)))
-    with pytest.raises(ValueError, match=r"nouns of 'a lot' make \d+ tokens, the detector reads 64; give .* fewer"):
-        tiny().score(images(1), [record])
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        (
+            PromptRecord("a lot", "object", tuple(f"chair {i}" for i in range(30))),
+            r"its nouns make \d+ tokens, the network reads 64; give the record fewer \(prompt: 'a lot'\)",
+        ),
+        (
+            PromptRecord("odd", "spatial", spatial=SpatialRelation("cat", "dog", "inside of")),
+            r"locality 'inside of': unknown; known are left of, .* \(prompt: 'odd'\)",
+        ),
+        (PromptRecord("empty", "object", ("\u200b",)), r"'\\u200b' has no tokens.* \(prompt: 'empty'\)"),
+    ],
+)
+def test_what_cannot_be_scored_names_its_own_prompt(tiny: Tiny, record: PromptRecord, problem: str) -> None:
+    with pytest.raises(RewardError, match=f"reward expert 'detector': {problem}"):
+        tiny().score(images(2), [CHAIR, record])
 
 
 @pytest.mark.parametrize(
