@@ -140,7 +140,13 @@ class DecoderKeeper:
         return self._made(janus, engine, form_of(janus, engine, merge), adapter=False)
 
     def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool) -> JanusDecoder:
-        trunk = LlamaTrunk(janus.model.language_model, adapter, form, shared_prefix=engine.shared_prefix)
+        trunk = LlamaTrunk(
+            janus.model.language_model,
+            adapter,
+            form,
+            shared_prefix=engine.shared_prefix,
+            sliced=engine.filled_attention and not engine.captures(janus.lm_head.weight.device),
+        )
         return JanusDecoder(janus, trunk, self._embeddings_of(janus), self.memory, engine)
 
     @torch.no_grad()

@@ -59,7 +59,8 @@ class LlamaTrunk:
         form: how the linears are held.
         operations: of a step; plain torch if None.
         shared_prefix: read what contexts have in common once.
-        whole_cache: attention of a step looks at all places of the cache, not only at those filled.
+        sliced: a step's attention in plain torch is given the filled places only, so that its shapes change from
+            token to token; else all of the cache, under a mask.
 
     Raises:
         ValueError: for rotary embeddings that depend on the length of the sequence.
@@ -72,7 +73,7 @@ class LlamaTrunk:
         form: Form = "merged",
         operations: TokenOperations | None = None,
         shared_prefix: bool = True,
-        whole_cache: bool = False,
+        sliced: bool = True,
     ) -> None:
         config = model.config
         self.heads: int = config.num_attention_heads
@@ -83,7 +84,7 @@ class LlamaTrunk:
         self.final_norm: Tensor = model.norm.weight.detach()
         self._operations = operations or TorchTokenOperations()
         self._shared_prefix = shared_prefix
-        self._whole_cache = whole_cache
+        self._sliced = sliced
         self._rotary = model.rotary_emb
         if (kind := self._rotary.rope_type) in ("dynamic", "longrope"):
             raise ValueError(f"rope_type {kind!r}: the angles of a token change with the sequence's length")
@@ -219,12 +220,12 @@ class LlamaTrunk:
         for layer in range(len(self.layers)):
             state.keys[layer, :, :, :width] = prefix.keys[layer].index_select(0, prefix.inverse)
             state.values[layer, :, :, :width] = prefix.values[layer].index_select(0, prefix.inverse)
-        if self._whole_cache:
+        if self._sliced:
+            state.reach = width
+        elif self._operations.reads_whole_cache:
             # What earlier rollouts left there, were it NaN, would reach the sum through a weight of 0.
             state.keys[:, :, :, width:] = 0
             state.values[:, :, :, width:] = 0
-        else:
-            state.reach = width
         state.first.copy_(width - prefix.mask.sum(1)[prefix.inverse])
         state.length.fill_(width)
         self._angles(state.first, state.keys.shape[3])

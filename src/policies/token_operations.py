@@ -14,7 +14,12 @@ from src.policies.cache import DecodeState
 
 
 class TokenOperations(Protocol):
-    """One new token for each of N rows; what changes from step to step is read from tensors on the device."""
+    """One new token for each of N rows; what changes from step to step is read from tensors on the device.
+
+    reads_whole_cache: attention touches places outside of the window, with a weight of 0.
+    """
+
+    reads_whole_cache: bool
 
     def window(self, state: DecodeState, filled: Tensor) -> Any:
         """What attention of this step may look at: places from `first` of each row up to `filled`."""
@@ -54,6 +59,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class TorchTokenOperations:
     """In plain torch: attention reads `reach` places of the cache through one mask for all layers."""
+
+    reads_whole_cache = True
 
     def window(self, state: DecodeState, filled: Tensor) -> Tensor:
         places: Tensor = torch.arange(state.reach or state.keys.shape[3], device=filled.device)
