@@ -204,11 +204,14 @@ class LlamaTrunk:
         causal = (steps <= steps[:, None]).expand(len(mask), 1, length, length)
         attention = torch.cat([mask[:, None, None].expand(-1, 1, length, width), causal], dim=-1)
 
+        form = (len(mask), self.kv_heads, width + length, self.head_dim)
+        all_keys, all_values = embeddings.new_empty(form), embeddings.new_empty(form)
+
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            before = prefix.keys[layer][prefix.inverse], prefix.values[layer][prefix.inverse]
-            return self._mix(
-                queries, torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2), attention
-            )
+            all_keys[:, :, :width] = prefix.keys[layer].index_select(0, prefix.inverse)
+            all_values[:, :, :width] = prefix.values[layer].index_select(0, prefix.inverse)
+            all_keys[:, :, width:], all_values[:, :, width:] = keys, values
+            return self._mix(queries, all_keys, all_values, attention)
 
         return self._run(embeddings, mask.sum(1)[:, None] + steps, width + length, attend)
 
@@ -237,21 +240,19 @@ class LlamaTrunk:
 
         On the device only `state` is read and written; shapes depend on ``state.reach`` alone.
         """
-        if state.reach is not None:
-            state.reach += 1
         operations, rows = self._operations, len(x)
-        place, filled = state.length, state.length + 1
-        cos, sin = self._angles(place - state.first, state.keys.shape[3])
-        window = operations.window(state, filled)
+        window = operations.window(state)
+        cos, sin = self._angles(window.place - window.first, state.keys.shape[3])
         x, normed = operations.add_norm(x, None, self.layers[0].norm_attention, self.epsilon)
         following = [*(layer.norm_attention for layer in self.layers[1:]), self.final_norm]
         for layer, keys, values, next_norm in zip(self.layers, state.keys, state.values, following, strict=True):
-            queries = operations.rotate_and_store(layer.qkv(normed), cos, sin, keys, values, place)
+            queries = operations.rotate_and_store(layer.qkv(normed), cos, sin, keys, values, window)
             mixed = operations.attend(queries, keys, values, window)
             x, normed = operations.add_norm(x, layer.out(mixed.reshape(rows, -1)), layer.norm_mlp, self.epsilon)
             delta = layer.down(operations.gate(layer.gate_up(normed), layer.activation))
             x, normed = operations.add_norm(x, delta, next_norm, self.epsilon)
-        state.length.copy_(filled)
+        state.length.copy_(window.filled)
+        state.reach = window.reach
         return normed
 
 
