@@ -1,4 +1,4 @@
-"""Per-token statistics of very long token sequences: log-prob, KL to a reference, entropy.
+"""Per-token statistics of very long token sequences, and the small operations of a decode step.
 
 The operations stand beside their plain-torch reference, which is the oracle of the tests, the fallback on
 a CPU and the baseline of the benchmark. Triton is imported only where it is going to be used.
@@ -10,7 +10,7 @@ the same reason nothing in this package imports transformers.
 
 __version__ = "0.0.0"
 
-from kernels.backend import BACKENDS, BackendUnavailable, Operations, operations, resolve
+from kernels.backend import BACKENDS, BackendUnavailable, DecodeOperations, Operations, operations, resolve
 from kernels.head import guide
 from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
 from kernels.objective import SURROGATES, Objective
@@ -23,6 +23,7 @@ __all__ = [
     "KL_NAMES",
     "SURROGATES",
     "BackendUnavailable",
+    "DecodeOperations",
     "KlName",
     "Objective",
     "OnePass",

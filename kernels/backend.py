@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
-from kernels import one_pass, reference
+from kernels import decoding, one_pass, reference
 from kernels.one_pass import OnePass
 from kernels.reference import TokenStatistics
 
@@ -23,22 +24,39 @@ class BackendUnavailable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeOperations:
+    """The small operations of a single-token decode step; signatures in :mod:`kernels.decoding`."""
+
+    rotate_and_store: Callable[..., Tensor]
+    decode_attention: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    silu_mul: Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Operations:
     """The operations of one backend; `name` is what to log.
 
-    Signatures: :mod:`kernels.reference` and :func:`kernels.one_pass.one_pass_head`. prefers_one_pass: whether the
-    one-pass head is the faster way to a gradient, where the objective allows it (in plain torch it saves memory
-    when given chunks, not time).
+    Signatures: :mod:`kernels.reference`, :func:`kernels.one_pass.one_pass_head` and, of the decode step's,
+    :mod:`kernels.decoding`. prefers_one_pass: whether the one-pass head is the faster way to a gradient, where the
+    objective allows it (in plain torch it saves memory when given chunks, not time).
     """
 
     name: str
     token_statistics: Callable[..., TokenStatistics]
     head_statistics: Callable[..., TokenStatistics]
     one_pass_head: Callable[..., OnePass]
+    decoding: DecodeOperations
     prefers_one_pass: bool = False
 
 
-TORCH = Operations("torch", reference.token_statistics, reference.head_statistics, one_pass.one_pass_head)
+TORCH = Operations(
+    "torch",
+    reference.token_statistics,
+    reference.head_statistics,
+    one_pass.one_pass_head,
+    DecodeOperations(decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul),
+)
 
 
 def resolve(backend: str, device: torch.device | str) -> str:
@@ -71,9 +89,12 @@ def interpreted() -> bool:
 
 
 def _triton_operations() -> Operations:
-    from kernels.triton import heads, statistics
+    from kernels.triton import decoding, heads, statistics
 
-    return Operations("triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, True)
+    decode = DecodeOperations(
+        decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul
+    )
+    return Operations("triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, decode, True)
 
 
 def _triton_obstacle(device: torch.device) -> str | None:

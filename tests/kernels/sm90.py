@@ -15,33 +15,55 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 # The assembler's own words, of a compilation that really happens.
 os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
+os.environ["TRITON_ALWAYS_COMPILE"] = "1"
 
 import triton
+from triton import next_power_of_2
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.triton.attention import attention_kernel, attention_launch, combine_kernel
+from kernels.triton.decoding import ACTIVATIONS, ROTATED_HEADS, norm_kernel, norm_warps, rotate_kernel, silu_kernel
 from kernels.triton.one_pass import SURROGATE_CODES, one_pass_kernel
 from kernels.triton.rows import COMPILE_OPTIONS, KL_CODES, backward_kernel, forward_kernel, launch_shape
 
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
-FLOATS = {"w", "inverse_temperature", "lowest", "highest", "beta", "bonus"}
+FLOATS = {"w", "inverse_temperature", "lowest", "highest", "beta", "bonus", "scale", "epsilon"}
 WIDE = {"logits", "unconditional", "ref_logits", "ref_unconditional", "grad", "grad_unconditional"}
+WIDE |= {"q", "qkv", "keys", "values", "out", "x", "delta", "weight", "total_out", "normed_out", "gate_up"}
+LONG = {"ids", "first", "length", "place"}
 USAGE = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
-def assemble(kernel: Any, dtype: str, absent: set[str], constants: dict[str, Any], warps: int) -> dict[str, int]:
-    """Compile `kernel` with the pointer arguments `absent` left out; 16-byte aligned rows, as in training."""
+def assemble(
+    kernel: Any,
+    dtype: str,
+    absent: set[str],
+    constants: dict[str, Any],
+    warps: int,
+    sizes: dict[str, int] | None = None,
+) -> dict[str, int]:
+    """Compile `kernel` with the pointer arguments `absent` left out; 16-byte aligned rows, as in training.
+
+    sizes: integer arguments whose values are known, specialised as a launch would; others are whole blocks or not.
+    """
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants or name in absent:
             signature[name] = "constexpr"
             constexprs[(index,)] = constants.get(name)
+        elif sizes is not None and name in sizes:
+            signature[name] = "i32"
+            if sizes[name] == 1:
+                signature[name], constexprs[(index,)] = "constexpr", 1
+            elif sizes[name] % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
         elif name in FLOATS:
             signature[name] = "fp32"
         elif name in ("T", "V") or re.fullmatch(r"(c|u|rc|ru|g|gu)_[nt]", name):
@@ -49,7 +71,7 @@ def assemble(kernel: Any, dtype: str, absent: set[str], constants: dict[str, Any
             if constants["EVEN"]:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = POINTERS[dtype] if name in WIDE else "*i64" if name == "ids" else "*fp32"
+            signature[name] = POINTERS[dtype] if name in WIDE else "*i64" if name in LONG else "*fp32"
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = {"num_warps": warps, **COMPILE_OPTIONS}
     source = ASTSource(kernel, signature, constexprs, attributes)
@@ -105,6 +127,94 @@ def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -
     return assemble(one_pass_kernel, dtype, absent, constants, shape.warps)
 
 
+PLACES, MULTIPROCESSORS = 1000, 132
+
+
+class Trunk(NamedTuple):
+    """What a decode step's kernels are compiled for: rows, query heads a key-value head, sizes of the trunk."""
+
+    name: str
+    rows: int
+    heads: int
+    group: int
+    head_dim: int
+    mlp: int
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Of cache and projections."""
+        row = {"s": self.head_dim, "h": PLACES * self.head_dim, "n": self.kv_heads * PLACES * self.head_dim}
+        made = {f"{tensor}_{axis}": stride for tensor in "kv" for axis, stride in row.items()}
+        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
+        one = {"cos_n": self.head_dim, "sin_n": self.head_dim, "q_h": self.head_dim, "qkv_n": qkv}
+        width = self.heads * self.head_dim
+        return made | one | {"q_n": width, "x_n": width, "delta_n": width, "gate_up_n": 2 * self.mlp}
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads // self.group
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Integer arguments by name, the same in all kernels that have them."""
+        counts = {"KV_HEADS": self.kv_heads, "QUERY_HEADS": self.heads, "GROUP": self.group, "S": PLACES}
+        widths = {"D": self.head_dim, "HALF": self.head_dim // 2, "H": self.heads * self.head_dim, "WIDTH": self.mlp}
+        return self.strides | counts | widths
+
+
+TRUNKS = {
+    "7B": Trunk("7B", 32, 32, 1, 128, 11_008),
+    "1B": Trunk("1B", 32, 16, 1, 128, 5632),
+    "one row of 7B": Trunk("one row of 7B", 1, 32, 1, 128, 11_008),
+    "grouped": Trunk("grouped", 32, 32, 4, 128, 14_336),
+    "many a group": Trunk("many a group", 32, 32, 8, 64, 8192),
+    "tiny": Trunk("tiny", 4, 2, 1, 24, 96),
+}
+
+
+def step_case(kernel: Any, dtype: str, trunk: Trunk) -> dict[str, int]:
+    """A kernel of the decode step at a trunk's sizes, cut as a launch on an H100 or H200 cuts it."""
+    launch = attention_launch(trunk.rows, trunk.kv_heads, trunk.group, PLACES, trunk.head_dim, MULTIPROCESSORS)
+    block_d, width = next_power_of_2(trunk.head_dim), next_power_of_2(trunk.heads * trunk.head_dim)
+    shapes: dict[Any, tuple[dict[str, int], int]] = {
+        attention_kernel: (
+            {"SPLITS": launch.splits, "HEADS": launch.heads, "BLOCK": launch.block, "BLOCK_D": block_d},
+            launch.warps,
+        ),
+        combine_kernel: (
+            {"SPLITS": launch.splits, "BLOCK_SPLITS": next_power_of_2(launch.splits), "BLOCK_D": block_d},
+            1,
+        ),
+        rotate_kernel: ({"HEADS": ROTATED_HEADS, "BLOCK": block_d // 2}, 2),
+        norm_kernel: ({"BLOCK": width}, norm_warps(width)),
+        silu_kernel: ({"BLOCK": ACTIVATIONS}, 4),
+    }
+    constants, warps = shapes[kernel]
+    absent: set[str] = set()
+    if kernel is attention_kernel:
+        absent = {"partial", "tops", "totals"} if launch.splits == 1 else {"out"}
+    return assemble(kernel, dtype, absent, constants, warps, trunk.sizes)
+
+
+def step_cases(which: str) -> dict[str, Any]:
+    """Of the decode step, as :func:`cases`; combining only where attention is cut into shares."""
+    made: dict[str, Any] = {}
+    kernels = {
+        "attention": attention_kernel,
+        "rotate": rotate_kernel,
+        "norm": norm_kernel,
+        "silu": silu_kernel,
+        "combine": combine_kernel,
+    }
+    fast = [("bf16", "7B"), ("bf16", "one row of 7B")]
+    for dtype, trunk in fast if which == "fast" else [(d, t) for d in ITEMSIZE for t in TRUNKS]:
+        for name, kernel in kernels.items():
+            split = trunk in ("one row of 7B", "grouped")
+            if name == "attention" or (split if name == "combine" else trunk == "7B" or which == "all"):
+                made[f"{name} {dtype} {trunk}"] = partial(step_case, kernel, dtype, TRUNKS[trunk])
+    return made
+
+
 def cases(which: str) -> dict[str, Any]:
     """Case name -> what compiles it. fast: the heaviest of each kernel; all: the grid.
 
@@ -126,7 +236,7 @@ def cases(which: str) -> dict[str, Any]:
     for kl, surrogate, dtype in objectives:
         name = f"one pass {dtype} kl={kl} surrogate={surrogate} V=16384"
         made[name] = partial(one_pass_case, dtype, kl, surrogate, 16_384)
-    return made
+    return made | step_cases(which)
 
 
 if __name__ == "__main__":

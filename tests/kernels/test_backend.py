@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 import kernels
-from kernels import BackendUnavailable, backend, operations, resolve
+from kernels import BackendUnavailable, backend, decoding, operations, resolve
 
 
 def test_torch_runs_anywhere_and_auto_needs_no_triton_on_a_cpu() -> None:
@@ -19,6 +20,9 @@ def test_torch_runs_anywhere_and_auto_needs_no_triton_on_a_cpu() -> None:
     assert operations("torch", "cpu").token_statistics is kernels.token_statistics
     assert operations("torch", "cpu").head_statistics is kernels.head_statistics
     assert operations("torch", "cpu").one_pass_head is kernels.one_pass_head
+    decode = operations("torch", "cpu").decoding
+    for field in fields(decode):
+        assert getattr(decode, field.name) is getattr(decoding, field.name)
 
 
 def test_a_forced_backend_that_cannot_run_raises_and_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

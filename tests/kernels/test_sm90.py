@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.triton.attention import WARPS_A_MULTIPROCESSOR
 from tests.conftest import ROOT
 
 SCRIPT = Path(__file__).with_name("sm90.py")
@@ -37,12 +38,16 @@ def assert_nothing_spills(cases: dict[str, dict[str, int]]) -> None:
 
 def test_the_heaviest_of_each_kernel_spills_nothing_and_reads_16_bytes_at_a_time() -> None:
     cases = compiled("fast", timeout=240)
-    assert {name.split()[0] for name in cases} == {"forward", "backward", "one"}
+    steps = {"attention", "combine", "rotate", "norm", "silu"}
+    assert {name.split()[0] for name in cases} == {"forward", "backward", "one"} | steps
     assert_nothing_spills(cases)
     assert all(case["vector_loads"] for case in cases.values())
     # The plain case is bound by memory: four blocks of 256 threads have to fit a multiprocessor.
     plain = next(case for name, case in cases.items() if name.startswith("forward bf16 kl=k3"))
     assert plain["registers"] * 256 * 4 <= SM_REGISTERS
+    # So is attention: 32 warps on a multiprocessor, of which `attention_launch` counts its programs.
+    attention = next(case for name, case in cases.items() if name.startswith("attention"))
+    assert attention["registers"] * 32 * WARPS_A_MULTIPROCESSOR <= SM_REGISTERS
 
 
 @pytest.mark.slow
