@@ -1,4 +1,4 @@
-"""Per-token statistics of very long token sequences: log-prob, KL to a reference, entropy.
+"""Per-token statistics of very long token sequences (log-prob, KL to a reference, entropy), and sampling them.
 
 The operations stand beside their plain-torch reference, which is the oracle of the tests, the fallback on
 a CPU and the baseline of the benchmark. Triton is imported only where it is going to be used.
@@ -16,6 +16,7 @@ from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
 from kernels.objective import SURROGATES, Objective
 from kernels.one_pass import OnePass, one_pass_head
 from kernels.reference import TokenStatistics, head_statistics, token_statistics
+from kernels.sampling import Draws, sample_tokens
 
 __all__ = [
     "BACKENDS",
@@ -23,6 +24,7 @@ __all__ = [
     "KL_NAMES",
     "SURROGATES",
     "BackendUnavailable",
+    "Draws",
     "KlName",
     "Objective",
     "OnePass",
@@ -34,5 +36,6 @@ __all__ = [
     "one_pass_head",
     "operations",
     "resolve",
+    "sample_tokens",
     "token_statistics",
 ]

@@ -9,9 +9,10 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels import one_pass, reference
+from kernels import one_pass, reference, sampling
 from kernels.one_pass import OnePass
 from kernels.reference import TokenStatistics
+from kernels.sampling import Draws
 
 BACKENDS: tuple[str, ...] = ("auto", "triton", "torch")
 # bf16 arithmetic begins here (A100); older cards run the plain-torch operations.
@@ -26,7 +27,8 @@ class BackendUnavailable(ValueError):
 class Operations:
     """The operations of one backend; `name` is what to log.
 
-    Signatures: :mod:`kernels.reference` and :func:`kernels.one_pass.one_pass_head`. prefers_one_pass: whether the
+    Signatures: :mod:`kernels.reference`, :func:`kernels.one_pass.one_pass_head` and
+    :func:`kernels.sampling.sample_tokens`. prefers_one_pass: whether the
     one-pass head is the faster way to a gradient, where the objective allows it (in plain torch it saves memory
     when given chunks, not time).
     """
@@ -35,10 +37,13 @@ class Operations:
     token_statistics: Callable[..., TokenStatistics]
     head_statistics: Callable[..., TokenStatistics]
     one_pass_head: Callable[..., OnePass]
+    sample_tokens: Callable[..., Draws]
     prefers_one_pass: bool = False
 
 
-TORCH = Operations("torch", reference.token_statistics, reference.head_statistics, one_pass.one_pass_head)
+TORCH = Operations(
+    "torch", reference.token_statistics, reference.head_statistics, one_pass.one_pass_head, sampling.sample_tokens
+)
 
 
 def resolve(backend: str, device: torch.device | str) -> str:
@@ -72,8 +77,11 @@ def interpreted() -> bool:
 
 def _triton_operations() -> Operations:
     from kernels.triton import heads, statistics
+    from kernels.triton.sampling import sample_tokens
 
-    return Operations("triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, True)
+    return Operations(
+        "triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, sample_tokens, True
+    )
 
 
 def _triton_obstacle(device: torch.device) -> str | None:
