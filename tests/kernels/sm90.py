@@ -27,34 +27,41 @@ from triton.compiler import ASTSource
 
 from kernels.triton.one_pass import SURROGATE_CODES, one_pass_kernel
 from kernels.triton.rows import COMPILE_OPTIONS, KL_CODES, backward_kernel, forward_kernel, launch_shape
+from kernels.triton.sampling import SAMPLING_OPTIONS, sampling_kernel, sampling_shape
 
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
-FLOATS = {"w", "inverse_temperature", "lowest", "highest", "beta", "bonus"}
+FLOATS = {"w", "inverse_temperature", "c_inverse", "lowest", "highest", "beta", "bonus"}
 WIDE = {"logits", "unconditional", "ref_logits", "ref_unconditional", "grad", "grad_unconditional"}
 USAGE = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
-def assemble(kernel: Any, dtype: str, absent: set[str], constants: dict[str, Any], warps: int) -> dict[str, int]:
+NARROW = {"ids": "*i64", "ids_out": "*i64", "uniform": "*fp64"}
+
+
+def assemble(
+    kernel: Any, dtype: str, absent: set[str], constants: dict[str, Any], warps: int, options: dict[str, Any]
+) -> dict[str, int]:
     """Compile `kernel` with the pointer arguments `absent` left out; 16-byte aligned rows, as in training."""
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants or name in absent:
             signature[name] = "constexpr"
             constexprs[(index,)] = constants.get(name)
-        elif name in FLOATS:
-            signature[name] = "fp32"
-        elif name in ("T", "V") or re.fullmatch(r"(c|u|rc|ru|g|gu)_[nt]", name):
+        elif kernel.params[index].annotation_type or name in FLOATS:
+            signature[name] = kernel.params[index].annotation_type or "fp32"
+        elif name in ("T", "V") or re.fullmatch(r"(c|u|rc|ru|g|gu|uniform)_[nt]", name):
             signature[name] = "i32"
             if constants["EVEN"]:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = POINTERS[dtype] if name in WIDE else "*i64" if name == "ids" else "*fp32"
+            signature[name] = POINTERS[dtype] if name in WIDE else NARROW.get(name, "*fp32")
             attributes[(index,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": warps, **COMPILE_OPTIONS}
     source = ASTSource(kernel, signature, constexprs, attributes)
     with redirect_stdout(io.StringIO()) as printed:
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, **options}
+        )
     log = printed.getvalue()
     stack, stores, loads = (int(x) for x in USAGE.search(log).groups())  # type: ignore[union-attr]
     registers = int(re.search(r"Used (\d+) registers", log).group(1))  # type: ignore[union-attr]
@@ -86,7 +93,7 @@ def row_case(kernel: Any, dtype: str, kl: str | None, guided: bool, vocabulary: 
     rows = (1 + (kl is not None)) * (1 + guided) + (kl == "exact")
     shape = launch_shape(vocabulary, ITEMSIZE[dtype], rows)
     constants = {"KL": KL_CODES[kl], "BLOCK": shape.block, "EVEN": vocabulary % shape.block == 0}
-    return assemble(kernel, dtype, absent, constants, shape.warps)
+    return assemble(kernel, dtype, absent, constants, shape.warps, COMPILE_OPTIONS)
 
 
 def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -> dict[str, int]:
@@ -102,7 +109,21 @@ def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -
         "BLOCK": shape.block,
         "EVEN": vocabulary % shape.block == 0,
     }
-    return assemble(one_pass_kernel, dtype, absent, constants, shape.warps)
+    return assemble(one_pass_kernel, dtype, absent, constants, shape.warps, COMPILE_OPTIONS)
+
+
+def sampling_case(dtype: str, guided: bool, top_k: bool, top_p: bool, full: bool, vocabulary: int) -> dict[str, int]:
+    """The sampling kernel; with a threshold or two it searches before it draws."""
+    shape = sampling_shape(vocabulary)
+    constants = {
+        "TOP_K": top_k,
+        "TOP_P": top_p,
+        "FULL": full,
+        "BLOCK": shape.block,
+        "EVEN": vocabulary % shape.block == 0,
+    }
+    absent = set() if guided else {"unconditional"}
+    return assemble(sampling_kernel, dtype, absent, constants, shape.warps, SAMPLING_OPTIONS)
 
 
 def cases(which: str) -> dict[str, Any]:
@@ -126,6 +147,13 @@ def cases(which: str) -> dict[str, Any]:
     for kl, surrogate, dtype in objectives:
         name = f"one pass {dtype} kl={kl} surrogate={surrogate} V=16384"
         made[name] = partial(one_pass_case, dtype, kl, surrogate, 16_384)
+    draws = [("bf16", True, False, False, True, 16_384), ("bf16", True, True, True, True, 16_384)]
+    if which == "all":
+        flags = [(g, k, p, f) for g in (False, True) for k, p, f in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 0))]
+        draws = [(d, g, bool(k), bool(p), bool(f), v) for d in ITEMSIZE for g, k, p, f in flags for v in (16_384, 100_015)]
+    for dtype, guided, top_k, top_p, full, vocabulary in draws:
+        name = f"sampling {dtype} guided={guided} top_k={top_k} top_p={top_p} V={vocabulary}"
+        made[name] = partial(sampling_case, dtype, guided, top_k, top_p, full, vocabulary)
     return made
 
 
