@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from kernels import operations
 from src.policies.base import EngineSettings
 from src.policies.cache import CacheMemory, DecodeState
 from src.policies.fused import Form
 from src.policies.llama import LlamaTrunk
+from src.policies.token_operations import KernelTokenOperations, TokenOperations, TorchTokenOperations
 from src.values import IMAGE, PLAN, LinearHead, TokenContext
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class JanusDecoder:
     def advance(self, state: DecodeState, ids: Tensor) -> Tensor:
         """See `Decoder`. Raises RuntimeError for a state whose cache another `start` has taken over."""
         if state.turn != self._memory.turn:
-            raise RuntimeError("this decode is over: its cache was given to a later start(); finish one before the next")
+            raise RuntimeError("this decode is over: a later start() has its cache; finish one before the next")
         return features(self._janus, state.level, self._trunk.step(self._embed(state.level, ids), state))
 
     def moving(self, state: DecodeState) -> Sequence[Tensor]:
@@ -144,6 +146,7 @@ class DecoderKeeper:
             janus.model.language_model,
             adapter,
             form,
+            token_operations(janus, engine),
             shared_prefix=engine.shared_prefix,
             sliced=engine.filled_attention and not engine.captures(janus.lm_head.weight.device),
         )
@@ -171,6 +174,16 @@ def form_of(janus: Any, engine: EngineSettings, merge: bool | None) -> Form:
     if merge or (merge is None and weight.dtype == torch.float32 and weight.device.type == "cpu"):
         return "merged"
     return "in_place" if engine.fused_projections else "separate"
+
+
+def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
+    """What a step is made of between its products: the kernels' operations where they are Triton's, else torch's."""
+    weight = janus.lm_head.weight
+    chosen = operations(engine.kernels if engine.fused_step else "torch", weight.device)
+    if chosen.name == "torch" or weight.dtype == torch.float64:
+        return TorchTokenOperations()
+    silu = janus.config.text_config.hidden_act in ("silu", "swish")
+    return KernelTokenOperations(chosen.decoding, silu, engine.filled_attention)
 
 
 def placement(janus: Any) -> Hashable:

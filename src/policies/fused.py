@@ -111,7 +111,8 @@ class Projection:
             stop = start + base_of(module).weight.shape[0]
             for name in active_adapters(module):
                 if name in module.lora_variant:
-                    raise ValueError(f"LoRA variant {type(module.lora_variant[name]).__name__}: only plain LoRA decodes")
+                    variant = type(module.lora_variant[name]).__name__
+                    raise ValueError(f"LoRA variant {variant}: only plain LoRA can be decoded with")
                 down, up = module.lora_A[name].weight, module.lora_B[name].weight
                 self._adapters.append(_Adapter(down, up, module.scaling[name], start, stop))
             start = stop

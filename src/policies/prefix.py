@@ -45,7 +45,7 @@ def share(ids: Tensor, mask: Tensor, enabled: bool = True) -> Sharing:
 
 
 def _longest_host(marked: Tensor, real: Tensor) -> Tensor:
-    """For each row (U, C) the longest that begins with all its tokens but the last; itself if there is no longer one."""
+    """For each row (U, C) the longest that begins with all its tokens but the last; itself if none is longer."""
     width = marked.shape[1]
     lengths = real.sum(1)
     column = torch.arange(width, device=marked.device)

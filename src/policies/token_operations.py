@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from kernels import DecodeOperations
 from src.policies.cache import DecodeState
 
 
@@ -127,3 +128,36 @@ class TorchTokenOperations:
     def gate(self, gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return activation(gate) * up
+
+
+class KernelTokenOperations(TorchTokenOperations):
+    """By the kernels' operations of a decode step: one launch each, and attention reads what is filled.
+
+    silu: the model's activation is theirs. filled: take their attention; else torch's, over the whole cache.
+    """
+
+    def __init__(self, decoding: DecodeOperations, silu: bool, filled: bool) -> None:
+        self.reads_whole_cache = not filled
+        self._decoding = decoding
+        self._silu = silu
+
+    def window(self, state: DecodeState) -> Window:
+        if self.reads_whole_cache:
+            return super().window(state)
+        return Window(state.first, state.length, state.length + 1, None, None)
+
+    def rotate_and_store(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, window: Window
+    ) -> Tensor:
+        return self._decoding.rotate_and_store(qkv, cos, sin, keys, values, window.place)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, window: Window) -> Tensor:
+        if self.reads_whole_cache:
+            return super().attend(queries, keys, values, window)
+        return self._decoding.decode_attention(queries, keys, values, window.first, window.filled)
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        return self._decoding.add_rms_norm(x, delta, weight, epsilon)
+
+    def gate(self, gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._decoding.silu_mul(gate_up) if self._silu else super().gate(gate_up, activation)

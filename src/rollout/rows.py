@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def spans(rows: int, limit: int | float) -> list[slice]:
     parts = -(-rows // int(min(limit, rows)))
     small, larger = divmod(rows, parts)
     ends = [part * small + min(part, larger) for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def join_levels(

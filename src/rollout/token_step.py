@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels import operations
 from src.policies.base import CapturableDecoder, Decoder
 from src.rollout.graph import Capture, Step
 from src.rollout.sampling import draw
@@ -42,6 +42,10 @@ class TokenStep:
         self._decoder = decoder
         self._state = state
         self._head: LinearHead = decoder.head(shape.level)
+        kernels = "torch"
+        if isinstance(decoder, CapturableDecoder) and decoder.engine.fused_sampling:
+            kernels = decoder.engine.kernels
+        self._sample = operations(kernels, device).sample_tokens
         self._noise = torch.zeros((rows, steps), dtype=torch.float64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._token = torch.zeros(len(features), dtype=torch.int64, device=device)
@@ -91,7 +95,7 @@ class TokenStep:
         logits = self._head(features)
         guided = self.unconditional_features is not None
         uniform = self._noise.index_select(1, place).squeeze(1)
-        chosen = draw(logits[:rows], logits[rows:] if guided else None, uniform, self.shape.sampling)
+        chosen = draw(logits[:rows], logits[rows:] if guided else None, uniform, self.shape.sampling, self._sample)
         ids = chosen.ids
         if end_id is not None:
             ids = torch.where(self._running, ids, end_id)
