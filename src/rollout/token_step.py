@@ -98,7 +98,7 @@ class TokenStep:
         chosen = draw(logits[:rows], logits[rows:] if guided else None, uniform, self.shape.sampling, self._sample)
         ids = chosen.ids
         if end_id is not None:
-            ids = torch.where(self._running, ids, end_id)
+            ids = ids.masked_fill(~self._running, end_id)
             self._running.logical_and_(ids != end_id)
         self.ids.index_copy_(1, place, ids[:, None])
         self.logp.index_copy_(1, place, chosen.logp[:, None])
