@@ -118,8 +118,8 @@ def rollout_settings(config: DictConfig) -> RolloutSettings:
     """How both levels are sampled."""
     rollout = config.rollout
     return RolloutSettings(
-        plan=Sampling(rollout.plan.temperature),
-        image=Sampling(rollout.image.temperature, rollout.guidance_scale),
+        plan=Sampling(rollout.plan.temperature, top_k=rollout.plan.top_k, top_p=rollout.plan.top_p),
+        image=Sampling(rollout.image.temperature, rollout.guidance_scale, rollout.image.top_k, rollout.image.top_p),
         max_plan_tokens=rollout.max_plan_tokens,
         max_rows=rollout.max_rows,
     )

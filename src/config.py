@@ -83,9 +83,11 @@ class DataConfig:
 
 @dataclass
 class LevelSamplingConfig:
-    """How one level's tokens are drawn."""
+    """How one level's tokens are drawn. Truncated rollouts are off-policy: see docs/ALGORITHMS.md."""
 
     temperature: float = 1.0
+    top_k: int | None = None  # only the k most probable tokens; null: all
+    top_p: float | None = None  # only the most probable ones that make up this share; null: all
 
 
 @dataclass
@@ -263,6 +265,10 @@ class SamplingConfig:
     max_plan_tokens: int = 256  # the end token included
     plan_temperature: float = 1.0
     image_temperature: float = 1.0
+    plan_top_k: int | None = None
+    plan_top_p: float | None = None
+    image_top_k: int | None = None
+    image_top_p: float | None = None
 
 
 @dataclass
@@ -277,7 +283,9 @@ class GenerateConfig:
     model: Any = MISSING
     rewards: Any = MISSING
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    temperature: float | None = None  # of both levels
+    temperature: float | None = None  # of both levels, as top_k and top_p
+    top_k: int | None = None
+    top_p: float | None = None
     guidance_scale: float | None = None
     max_plan_tokens: int | None = None
     n: int = 4  # pictures a prompt

@@ -42,6 +42,10 @@ class EngineSettings:
     filled_attention: bool = True
     reuse_cache: bool = True
 
+    def captures(self, device: torch.device) -> bool:
+        """Whether a step on `device` is to be captured."""
+        return device.type == "cuda" if self.graph is None else self.graph
+
 
 @runtime_checkable
 class Decoder(Protocol):
