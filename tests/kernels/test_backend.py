@@ -19,6 +19,7 @@ def test_torch_runs_anywhere_and_auto_needs_no_triton_on_a_cpu() -> None:
     assert operations("torch", "cpu").token_statistics is kernels.token_statistics
     assert operations("torch", "cpu").head_statistics is kernels.head_statistics
     assert operations("torch", "cpu").one_pass_head is kernels.one_pass_head
+    assert operations("torch", "cpu").sample_tokens is kernels.sample_tokens
 
 
 def test_a_forced_backend_that_cannot_run_raises_and_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import Operations, operations
+from kernels import operations
 from src import algorithms
 from tests.policies.toy import ToyPolicy
 from tests.training import pieces
@@ -25,7 +25,7 @@ def test_one_pass_and_autograd_agree_on_both_updates(monkeypatch: pytest.MonkeyP
         used.append(name)
         return ours.one_pass_head(*arguments, **options)
 
-    fused = Operations(backend, ours.token_statistics, ours.head_statistics, counted, prefers_one_pass=True)
+    fused = replace(ours, name=backend, one_pass_head=counted, prefers_one_pass=True)
     policy = ToyPolicy()
     experience = pieces.collected(policy, algorithm=name).experience
     # For the second update: old log-probs from which the ratio has moved.
