@@ -95,18 +95,8 @@ def test_noise_follows_the_prompt_not_its_place() -> None:
 def test_records_bring_scores_and_a_run_its_sampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, out, trained = tmp_path / "p.jsonl", tmp_path / "out", lora_run()
     file.write_text(json.dumps(RECORD) + "\n" + json.dumps({"prompt": "free words"}) + "\n")
-    assert (
-        run(
-            monkeypatch,
-            f"prompts_file={file}",
-            f"run={trained.path}",
-            "n=2",
-            f"out={out}",
-            "temperature=0.5",
-            "top_p=0.9",
-        )
-        == 0
-    )
+    asked = (f"prompts_file={file}", f"run={trained.path}", "n=2", "temperature=0.5", "top_p=0.9")
+    assert run(monkeypatch, *asked, f"out={out}") == 0
     entries = lines(out)
     for entry in entries[:2]:
         assert set(entry["scores"]) == {"shapes"}
