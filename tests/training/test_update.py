@@ -146,6 +146,19 @@ def test_the_first_ratio_is_one(kind: dict[str, Any], guided: bool) -> None:
         assert shown(metrics)[f"{name}/ratio"] == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "conditional"])
+def test_truncated_rollouts_keep_the_log_probs_training_computes(guided: bool) -> None:
+    """Drawn from a few tokens, scored over the whole vocabulary: no mismatch, and a first ratio of 1."""
+    policy = tiny_policy()
+    truncated = replace(ROLLOUT, plan=replace(ROLLOUT.plan, top_k=2), image=replace(ROLLOUT.image, top_p=0.5))
+    experience = collected(policy, guided=guided, rollout=truncated).experience
+    _, _, metrics, after = updated(policy, experience, update_settings(guided=guided))
+    for name, level in after.levels.items():
+        assert not torch.equal(level.ids, collected(policy, guided=guided).experience.levels[name].ids)
+        assert metrics[name]["mismatch_max"] < 1e-4
+        assert shown(metrics)[f"{name}/ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_a_guided_sampler_trained_conditionally_uses_the_conditional_log_probs() -> None:
     policy = tiny_policy()
     experience = collected(policy, guided=False).experience
