@@ -177,7 +177,7 @@ def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble) ->
         build_algorithm(config),
         collect_settings(config),
         update_settings(config),
-        OptimSettings(**{**optim, "betas": tuple(optim["betas"])}),
+        optim_settings(config),
         variant.updates_per_rollout,
         config.trainer.max_steps,
         EntropySettings(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.policies.llama import KVCache, LlamaTrunk
 from src.policies.lora import LoraSettings, attach_lora, load_lora
@@ -175,6 +176,9 @@ class JanusPolicy(nn.Module):
         ).last_hidden_state
         read = hidden[:, context.ids.shape[1] - 1 :]
         return LevelOutput(features(janus, name, read), head(janus, name))
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_layers(self.janus.model.language_model.layers)
 
     def decoder(self) -> JanusDecoder:
         return JanusDecoder(self.janus, merge=self.merge_rollout)
