@@ -27,7 +27,8 @@ STAMP = "BICOT_RUN_STAMP"
 def train(config: DictConfig) -> int:
     """One training run; returns the exit code.
 
-    0 done, 1 stopped by a reward or loss that is no number or by want of memory, 130 / 143 interrupted with everything saved.
+    0 done, 1 stopped by a reward or loss that is no number or by want of memory, 130 / 143 interrupted with
+    everything saved.
     """
     from src.rewards.base import RewardError
     from src.session import Session

@@ -96,12 +96,12 @@ def row_chunks(level: TokenLevel, rows: int | None) -> Iterator[TokenLevel]:
 
 def joined_statistics(parts: Sequence[TokenStatistics]) -> TokenStatistics:
     """The statistics of all parts, one after the other."""
-    return TokenStatistics(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+    logp, *others = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+    assert logp is not None
+    return TokenStatistics(logp, *others)
 
 
-def level_rows(
-    decoder: Decoder, name: str, level: TokenLevel, guided: bool, rows: int | None = None
-) -> ReferenceRows:
+def level_rows(decoder: Decoder, name: str, level: TokenLevel, guided: bool, rows: int | None = None) -> ReferenceRows:
     """What the head of `decoder` reads at every token of a level, in the guidance branch too. No graph."""
     branch = None
     if guided and level.sampling.guided and level.unconditional is not None:

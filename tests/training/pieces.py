@@ -63,9 +63,7 @@ def updated(
 ) -> tuple[float, dict[str, Tensor], Metrics, Experience]:
     """The loss, gradients by parameter, metrics and the experience after one accumulation over all parts."""
     variant = algorithms.load(algorithm)
-    parts = list(
-        microbatches(experience, size, variant, LONGEST, lambda local: local, 1, split_levels=split_levels)
-    )
+    parts = list(microbatches(experience, size, variant, LONGEST, lambda local: local, 1, split_levels=split_levels))
     losses: list[float] = []
     policy.zero_grad(set_to_none=True)
 
