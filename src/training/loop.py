@@ -19,8 +19,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.trainer import call
-from torch import Tensor
-from torch.distributed import all_reduce
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from src.algorithms import MAXIMA, share_without_signal
@@ -122,31 +121,17 @@ class GroupedRolloutLoop(_ManualOptimization):
 
         The objective does not depend on the microbatch, and the rollouts are kept.
         """
-        module, synchronise = self._module, self._average_gradients if self._split_over_ranks else None
+        module = self._module
         while True:
             optimizer.zero_grad()
             try:
-                return run_update(
-                    experience, self._parts(experience), self._forward, self._backward, self._no_sync, synchronise
-                )
+                return run_update(experience, self._parts(experience), self._forward, self._backward, self._no_sync)
             except torch.OutOfMemoryError as error:
                 size, processes = module.microbatch or len(experience), self.trainer.world_size
                 module.microbatch = smaller_microbatch(size, len(experience), processes, error)
             # Only here, behind the handler: the error's traceback holds the graph.
             optimizer.zero_grad()
             release_memory()
-
-    @property
-    def _split_over_ranks(self) -> bool:
-        """Whether DDP would wait for parameters that the last part, one level, does not use."""
-        return self._module.optim.split_levels and isinstance(self.trainer.strategy.model, DistributedDataParallel)
-
-    def _average_gradients(self) -> None:
-        """What DDP does in a backward pass that it synchronises: the mean over ranks, in place."""
-        for parameter in self._module.parameters():
-            if parameter.grad is not None:
-                all_reduce(parameter.grad)
-                parameter.grad /= self.trainer.world_size
 
     def _parts(self, experience: Experience) -> list[MicroBatch]:
         module = self._module
@@ -166,7 +151,10 @@ class GroupedRolloutLoop(_ManualOptimization):
         )
 
     def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
-        return call._call_strategy_hook(self.trainer, "training_step", part, 0)
+        loss, metrics, logps = call._call_strategy_hook(self.trainer, "training_step", part, 0)
+        if self._module.optim.split_levels and isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            loss = loss + nothing_of(self._module)
+        return loss, metrics, logps
 
     def _backward(self, loss: Tensor) -> None:
         self._module.manual_backward(loss)
@@ -202,6 +190,14 @@ class GroupedRolloutLoop(_ManualOptimization):
         optimizer.step()
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
+
+
+def nothing_of(module: nn.Module) -> Tensor:
+    """A zero whose gradient, zero too, reaches every trained parameter.
+
+    DDP waits for the gradient of each in every backward pass; a part of one level has none for the other's head.
+    """
+    return 0.0 * torch.stack([p.sum() for p in module.parameters() if p.requires_grad]).sum()
 
 
 def experience_metrics(collected: Collected, ranks: Ranks = ALONE) -> dict[str, float]:

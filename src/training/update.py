@@ -252,12 +252,8 @@ def run_update(
     forward: Callable[[MicroBatch], tuple[Tensor, Metrics, dict[str, Tensor]]],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
-    synchronise: Callable[[], None] | None = None,
 ) -> tuple[Metrics, Experience]:
-    """Accumulate the gradient of all parts; gradients are synchronised over ranks once.
-
-    That happens in the last part's backward pass, or with `synchronise` by it after the last part: where a part
-    is one level, not every parameter gets a gradient from the last part, and DDP would leave those out.
+    """Accumulate the gradient of all parts; gradients are synchronised with the last one only.
 
     Returns the metrics of all parts together, and the experience with the log-probs of this pass kept as
     `old_logp` where it had none, for further updates on the same rollouts.
@@ -265,14 +261,12 @@ def run_update(
     metrics: list[Metrics] = []
     logps: list[dict[str, Tensor]] = []
     for index, part in enumerate(parts):
-        syncs = index == len(parts) - 1 and synchronise is None
-        with nullcontext() if syncs else no_sync():
+        last = index == len(parts) - 1
+        with nullcontext() if last else no_sync():
             loss, measured, logp = forward(part)
             backward(loss)
         metrics.append(measured)
         logps.append(logp)
-    if synchronise is not None:
-        synchronise()
     merged = {name: merge([m[name] for m in metrics if name in m]) for name in experience.levels}
     levels = {
         name: level
