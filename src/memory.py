@@ -131,7 +131,8 @@ def choose_cut(
     """The cut of a step for a device of `card` bytes; what is given is kept, None is chosen.
 
     The step as a whole where that fits; else with activations computed again, one level at a time; else with half
-    of the rollouts a backward pass, and half of those. Without a card (a CPU) nothing is cut that was not asked for.
+    of the rollouts a backward pass, and half of those, as long as that makes it less. Without a card (a CPU) nothing
+    is cut that was not asked for.
     """
     choices = (
         (False, True) if activation_checkpointing is None and card is not None else (bool(activation_checkpointing),)
@@ -141,13 +142,19 @@ def choose_cut(
         cut = StepCut(microbatch, again if split_levels is None else split_levels, again)
         if card is None or estimate(sizes, shape, cut).fits(card, "reference", "update"):
             return cut
-    rows = shape.rollouts
-    while microbatch is None and rows > 1:
-        rows = (rows + 1) // 2
-        cut = replace(cut, microbatch=rows)
-        if card is not None and estimate(sizes, shape, cut).fits(card, "reference", "update"):
-            break
-    return cut
+    if microbatch is not None or card is None:
+        return cut
+    halves = [shape.rollouts]
+    while halves[-1] > 1:
+        halves.append((halves[-1] + 1) // 2)
+    needs = {rows: estimate(sizes, shape, replace(cut, microbatch=rows)) for rows in halves}
+    least = min(needed.needs("reference", "update") for needed in needs.values())
+    rows = next(
+        rows
+        for rows, needed in needs.items()
+        if needed.fits(card, "reference", "update") or needed.needs("reference", "update") == least
+    )
+    return replace(cut, microbatch=rows)
 
 
 def cache_bytes(sizes: ModelSizes, rows: int, places: int) -> int:
@@ -199,13 +206,15 @@ def head_bytes(sizes: ModelSizes, shape: StepShape, rows: int, level: str, graph
     """Statistics of a level's tokens from its features.
 
     Fused, the logits exist in chunks. Otherwise a token's row is there as logits, scaled logits and log-probs; with a
-    graph (and the entropy, for the logs) twice more in float32.
+    graph once more in float32, for the entropy and then for the gradient.
     """
     tokens = rows * _tokens(sizes, shape, level)
     features = tokens * sizes.features[level] * FLOAT * (3 if graph else 2)
+    if graph and level == PLAN and not sizes.lora:
+        features += sizes.vocabularies[PLAN] * sizes.features[PLAN] * FLOAT  # the gradient of lm_head
     if shape.fused_head:
         return features + FUSED_HEAD
-    rows_alive = _activation(sizes, shape) + (4 if graph else 2) * FLOAT
+    rows_alive = _activation(sizes, shape) + (3 if graph else 2) * FLOAT
     return features + tokens * sizes.vocabularies[level] * rows_alive
 
 
@@ -231,12 +240,17 @@ def update_bytes(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> int:
         + head_bytes(sizes, shape, rows, level, True)
         for level in (PLAN, IMAGE)
     ]
-    # The embeddings' gradient is made whole before it is added to what is there.
-    whole = 0 if sizes.lora else sizes.vocabularies[PLAN] * sizes.hidden * sizes.trained_element
     # Autocast keeps the bf16 copies of the weights as long as the forward pass lasts, and the graph thereafter.
     casts = sizes.projections * 2 if shape.mixed else 0
-    passes = (max if cut.split_levels else sum)(levels) + casts + whole + _kept_bytes(sizes, shape)
-    return sizes.trained_bytes + max(passes, sizes.trained_bytes)
+    passes = (max if cut.split_levels else sum)(levels) + casts
+    embeddings = embedding_bytes(sizes) * (1 if cut.split_levels else 3)  # of both levels: two, and their sum
+    kept = _kept_bytes(sizes, shape)
+    return sizes.trained_bytes + max(passes + kept, embeddings + kept, sizes.trained_bytes)
+
+
+def embedding_bytes(sizes: ModelSizes) -> int:
+    """The gradient of the token embeddings, made whole at the end of a backward pass, before it is added up."""
+    return 0 if sizes.lora else sizes.vocabularies[PLAN] * sizes.hidden * sizes.trained_element
 
 
 def _kept_bytes(sizes: ModelSizes, shape: StepShape) -> int:

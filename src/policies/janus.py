@@ -166,10 +166,15 @@ class JanusPolicy(nn.Module):
         janus, context, ids = self.janus, level.context, level.ids
         text = janus.get_input_embeddings()
         inputs = ids[:, :-1]
-        embedded = text(inputs) if name == PLAN else janus.prepare_embeddings_for_image_generation(inputs)
+        if name == PLAN:
+            # One look-up: each would make a gradient of the whole table.
+            embedded = text(torch.cat([context.ids, inputs], dim=1))
+        else:
+            image = janus.prepare_embeddings_for_image_generation(inputs)
+            embedded = torch.cat([text(context.ids), image], dim=1)
         mask = torch.cat([context.mask, torch.ones_like(inputs, dtype=torch.bool)], dim=1)
         hidden = janus.model.language_model(
-            inputs_embeds=torch.cat([text(context.ids), embedded], dim=1),
+            inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp_min(0),
             use_cache=False,
