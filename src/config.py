@@ -181,7 +181,7 @@ class AlgorithmConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) and its schedule. `microbatch` counts rollouts a backward; null: all at once."""
+    """AdamW (arXiv 1711.05101), its schedule, and how a step is cut to fit into memory (docs/MEMORY.md)."""
 
     lr: float = 1e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -190,7 +190,9 @@ class OptimConfig:
     schedule: str = "constant"  # constant | linear | cosine
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
-    microbatch: int | None = None
+    microbatch: int | None = None  # rollouts a backward; null: what fits a GPU by the estimate, on a CPU all
+    split_levels: bool | None = None  # a backward is one level of them; null: where activations are checkpointed
+    activation_checkpointing: Any = "auto"  # auto: where a GPU cannot hold a step without | true | false
 
 
 @dataclass

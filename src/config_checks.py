@@ -73,6 +73,10 @@ CHECKS: dict[str, Check] = {
     "optim.final_lr_fraction": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "optim.grad_clip": _POSITIVE,
     "optim.microbatch": _AT_LEAST_ONE,
+    "optim.activation_checkpointing": (
+        lambda v: isinstance(v, bool) or v == "auto",
+        "auto, true or false",
+    ),
     "optim.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "trainer.max_steps": _AT_LEAST_ONE,
     "trainer.num_nodes": _AT_LEAST_ONE,

@@ -123,6 +123,8 @@ OUT_OF_RANGE = [
     ("optim.final_lr_fraction", "1.5"),
     ("optim.grad_clip", "0"),
     ("optim.microbatch", "0"),
+    ("optim.activation_checkpointing", "sometimes"),
+    ("optim.activation_checkpointing", "1"),
     ("optim.betas", "[0.9]"),
     ("optim.betas", "[0.9,1.0]"),
     ("trainer.max_steps", "0"),

@@ -118,7 +118,10 @@ def test_microbatches_are_the_rollouts_in_order_with_one_normaliser(size: int | 
     tokens = sum(int(level.mask.sum()) for level in experience.levels.values())
     assert {part.normaliser for part in parts} == {tokens}
     for name, level in experience.levels.items():
-        assert torch.equal(torch.cat([part.levels[name].ids for part in parts]), level.ids)
+        cut = [part.levels[name] for part in parts]
+        rows = [pair for part in cut for pair in zip(part.ids, part.mask, strict=True)]
+        for (row, counted), ids, mask in zip(rows, level.ids, level.mask, strict=True):
+            assert torch.equal(row[counted], ids[mask])
         assert torch.equal(torch.cat([part.advantages[name] for part in parts]), experience.advantages[name])
 
 
