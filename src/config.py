@@ -320,7 +320,7 @@ class BenchmarkConfig:
     images: list[int] = field(default_factory=lambda: [16, 64])
     scaling: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
     group_size: int = 8
-    microbatch: int | None = None  # rollouts a backward of train_step
+    memory_gib: float = 40.0  # train_step is cut as a training run would cut it for a card of this size
     rounds: int = 5
     compile: bool = True  # time the compiled peer, too
     kernels: str = "auto"

@@ -103,7 +103,7 @@ CHECKS: dict[str, Check] = {
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,
     "group_size": _AT_LEAST_ONE,
-    "microbatch": _AT_LEAST_ONE,
+    "memory_gib": _POSITIVE,
     "sampling.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "sampling.max_plan_tokens": _AT_LEAST_ONE,
     "sampling.plan_temperature": _POSITIVE,

@@ -31,7 +31,7 @@ class StepShape:
     reference is run. exact_kl: its whole rows are kept. evaluation_rows: pictures decoded at once in evaluations.
     mixed: float32 weights with bf16 products. fused_head: logits exist in chunks only. mask_per_layer: attention
     keeps a copy of the mask in every layer (on a GPU). processes: how many share the gradients. expert_bytes:
-    weights of the reward experts on the same device.
+    weights of the reward experts on the same device. max_rows: rollouts decoded at once, if fewer.
     """
 
     rollouts: int
@@ -48,6 +48,11 @@ class StepShape:
     mask_per_layer: bool
     processes: int = 1
     expert_bytes: int = 0
+    max_rows: int | None = None
+
+    def at_once(self, rows: int) -> int:
+        """How many of `rows` rollouts are decoded at once."""
+        return min(rows, self.max_rows or rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +117,10 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
         optimiser=2 * sizes.trained_bytes + buckets,
         experts=shape.expert_bytes,
         phases={
-            "rollout": rollout_bytes(sizes, shape, shape.rollouts),
-            "evaluation": rollout_bytes(sizes, shape, shape.evaluation_rows),
+            "rollout": rollout_bytes(sizes, shape, min(shape.rollouts, shape.max_rows or shape.rollouts)),
+            "evaluation": rollout_bytes(
+                sizes, shape, min(shape.evaluation_rows, shape.max_rows or shape.evaluation_rows)
+            ),
             "reference": reference_bytes(sizes, shape, cut) if shape.reference else 0,
             "update": update_bytes(sizes, shape, cut),
         },
