@@ -173,7 +173,7 @@ def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
     """Both levels sampled for `rows` rollouts at once, then painted; the larger moment of the two.
 
     Sampling: the decoding form of the weights, the cache of the image level (both branches of guidance) and that of
-    the prefill, logits in float32 with their sums in float64, and the features of the guidance branch.
+    the prefill, logits with their sums in float64, and the features of the guidance branch.
     """
     branches = 2 if shape.guided else 1
     levels = []
@@ -182,8 +182,9 @@ def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
         context = shape.contexts[level]
         cache = cache_bytes(sizes, both * rows, context + tokens)
         prefill = cache_bytes(sizes, rows, context) + inference_bytes(sizes, rows * context)
-        # Conditional, unconditional and mixed logits, log-probs and probs in float32, the running sum in float64.
-        drawing = rows * sizes.vocabularies[level] * (5 * FLOAT + 8)
+        # Logits of both branches; in plain torch also five rows in float64 (kernels/sampling.py), in Triton none.
+        drawn = both * sizes.element + (0 if shape.fused_head else 5 * 2 * FLOAT)
+        drawing = rows * sizes.vocabularies[level] * drawn
         kept = rows * tokens * sizes.features[level] * sizes.element if both == 2 else 0
         levels.append(cache + max(prefill, drawing) + kept)
     return max(decoder_bytes(sizes) + max(levels), painting_bytes(sizes, rows))
