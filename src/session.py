@@ -85,6 +85,8 @@ class Session:
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
+# But not where the experts are: a server may come back at another address.
+FREE = ("rewards.devices", "rewards.remote", "rewards.watch")
 
 
 def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
@@ -95,6 +97,8 @@ def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
     for key in (*FIXED, "run.seed"):
         old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
         for name in difference(old, new, key):
+            if name.startswith(tuple(f"{free}." for free in FREE)):
+                continue
             raise UserError(
                 f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
                 f" {OmegaConf.select(made, name)}; give its own settings (they stand in {folder.config})"

@@ -15,7 +15,8 @@ from src.rewards.ensemble import RewardEnsemble, report_metrics
 from src.values import PromptRecord
 from tests.rewards.toy import Brightness, Glare, NamedChannel, about, flat_images
 
-IMAGES = flat_images((0.5, 0.25, 0.0), (0.5, 0.25, 0.0), (1.0, 1.0, 1.0))
+# Levels an 8-bit picture has.
+IMAGES = flat_images((0.4, 0.2, 0.0), (0.4, 0.2, 0.0), (1.0, 1.0, 1.0))
 RECORDS = [about("red"), about("green"), about("cat")]
 NAN = float("nan")
 
@@ -43,36 +44,36 @@ def same(value: Tensor, expected: list[float]) -> None:
 def test_scores_applicability_and_the_weighted_sum() -> None:
     report = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 2.0})(IMAGES, RECORDS)
     assert report.names == ("brightness", "named_channel")
-    same(report.scores[:, 0], [0.25, 0.25, 1.0])
-    same(report.scores[:, 1], [0.5, 0.25, NAN])
+    same(report.scores[:, 0], [0.2, 0.2, 1.0])
+    same(report.scores[:, 1], [0.4, 0.2, NAN])
     assert report.applicable.tolist() == [[True, True], [True, True], [True, False]]
-    same(report.total, [0.25 + 2 * 0.5, 0.25 + 2 * 0.25, 1.0])
+    same(report.total, [0.2 + 2 * 0.4, 0.2 + 2 * 0.2, 1.0])
 
 
 def test_the_mean_keeps_prompts_with_fewer_experts_comparable() -> None:
     report = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 3.0}, combine="mean")(IMAGES, RECORDS)
-    same(report.total, [(0.25 + 3 * 0.5) / 4, (0.25 + 3 * 0.25) / 4, 1.0])
+    same(report.total, [(0.2 + 3 * 0.4) / 4, (0.2 + 3 * 0.2) / 4, 1.0])
 
 
 def test_a_monitor_is_scored_and_never_part_of_the_total() -> None:
     report = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 0})(IMAGES, RECORDS)
-    same(report.scores[:, 1], [0.5, 0.25, NAN])
-    same(report.total, [0.25, 0.25, 1.0])
+    same(report.scores[:, 1], [0.4, 0.2, NAN])
+    same(report.total, [0.2, 0.2, 1.0])
     mean = RewardEnsemble([Brightness(), NamedChannel()], {"named_channel": 0}, combine="mean")(IMAGES, RECORDS)
-    same(mean.total, [0.25, 0.25, 1.0])
+    same(mean.total, [0.2, 0.2, 1.0])
 
 
 def test_an_expert_whose_lower_scores_are_better_is_subtracted() -> None:
     report = RewardEnsemble([NamedChannel(), Glare()], {"glare": 0.5})(IMAGES[:2], RECORDS[:2])
-    same(report.scores[:, 1], [0.25, 0.25])
-    same(report.total, [0.5 - 0.125, 0.25 - 0.125])
+    same(report.scores[:, 1], [0.2, 0.2])
+    same(report.total, [0.4 - 0.1, 0.2 - 0.1])
 
 
 def test_names_of_a_mapping_win_so_that_one_class_can_serve_twice() -> None:
     ensemble = RewardEnsemble({"first": Brightness(), "second": Brightness()}, {"second": 0.5})
     report = ensemble(IMAGES, RECORDS)
     assert report.names == ensemble.names == ("first", "second")
-    same(report.total, [0.375, 0.375, 1.5])
+    same(report.total, [0.3, 0.3, 1.5])
     assert set(report.details) == {"spread", "second/spread"}
 
 
@@ -83,7 +84,7 @@ def test_details_are_nan_where_their_expert_does_not_apply() -> None:
 
     report = RewardEnsemble([Brightness(), Detailed()])(IMAGES[[2, 0, 1]], [RECORDS[i] for i in (2, 0, 1)])
     same(report.details["rank"], [NAN, 0.0, 1.0])
-    same(report.details["spread"], [0.0, 0.5, 0.5])
+    same(report.details["spread"], [0.0, 0.4, 0.4])
 
 
 def test_an_expert_that_applies_to_nothing_is_not_called() -> None:
@@ -147,7 +148,7 @@ def test_a_prompt_without_an_expert_is_never_given_a_made_up_total() -> None:
         ([Brightness()], {"weights": {"brightness": -1.0}}, r"rewards\.weights\.brightness=-1\.0: expected .*>= 0"),
         ([Brightness()], {"weights": {"brightness": NAN}}, r"rewards\.weights\.brightness=nan"),
         ([Brightness()], {"weights": {"brightness": 0.0}}, "nothing would be rewarded"),
-        ([Brightness()], {"combine": "max"}, r"rewards\.combine=max: expected one of sum, mean"),
+        ([Brightness()], {"combine": "max"}, r"rewards\.combine=max: expected one of sum, mean, min, product"),
     ],
 )
 def test_a_choice_that_cannot_work_names_the_key(experts: list[RewardExpert], options: dict, problem: str) -> None:
@@ -174,7 +175,7 @@ def test_running_means_and_seconds() -> None:
     ensemble = RewardEnsemble([Brightness(), NamedChannel()])
     ensemble(IMAGES[:2], RECORDS[:2])
     ensemble(IMAGES[2:], RECORDS[2:])
-    assert ensemble.compute() == pytest.approx({"brightness": 0.5, "named_channel": 0.375})
+    assert ensemble.compute() == pytest.approx({"brightness": 1.4 / 3, "named_channel": 0.3})
     assert set(ensemble.seconds) == {"brightness", "named_channel"}
     assert all(seconds > 0 for seconds in ensemble.seconds.values())
     ensemble.reset()
@@ -195,15 +196,15 @@ def test_report_metrics_leave_out_what_does_not_apply() -> None:
     metrics = report_metrics(report)
     assert metrics == pytest.approx(
         {
-            "total/mean": (0.75 + 0.5 + 1.0) / 3,
-            "total/std": torch.tensor([0.75, 0.5, 1.0]).std(correction=0).item(),
-            "all/mean": 0.5,
-            "all/std": 0.125**0.5,
+            "total/mean": (0.6 + 0.4 + 1.0) / 3,
+            "total/std": torch.tensor([0.6, 0.4, 1.0]).std(correction=0).item(),
+            "all/mean": 1.4 / 3,
+            "all/std": torch.tensor([0.2, 0.2, 1.0]).std(correction=0).item(),
             "all/applicable": 1.0,
-            "channel/mean": 0.375,
-            "channel/std": 0.125,
+            "channel/mean": 0.3,
+            "channel/std": 0.1,
             "channel/applicable": 2 / 3,
-            "spread": (0.5 + 0.5 + 0.0) / 3,
+            "spread": (0.4 + 0.4 + 0.0) / 3,
         }
     )
     alone = report_metrics(RewardEnsemble([Brightness(), NamedChannel()])(IMAGES[2:], RECORDS[2:]))
