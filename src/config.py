@@ -74,7 +74,7 @@ class WatchConfig:
     """When a run is warned that its reward rises while a monitor falls; docs/REWARDS.md."""
 
     window: int = 100  # prompt batches over which the trends are taken
-    threshold: float = 3.0  # standard errors a slope has to differ from 0 by
+    threshold: float = 4.0  # standard errors by which both have to move
 
 
 @dataclass

@@ -121,7 +121,13 @@ OUT_OF_RANGE = [
     ("model.lora.r", "0"),
     ("model.lora.alpha", "0"),
     ("model.lora.dropout", "0.1"),
-    ("rewards.combine", "product"),
+    ("rewards.combine", "max"),
+    ("rewards.on_error", "ignore"),
+    ("rewards.remote.timeout", "0"),
+    ("rewards.remote.retries", "-1"),
+    ("rewards.remote.backoff", "0"),
+    ("rewards.watch.window", "9"),
+    ("rewards.watch.threshold", "0"),
     ("kernels", "cuda"),
     ("run.seed", "-1"),
 ]
@@ -149,7 +155,9 @@ def test_numbers_that_are_none_are_refused(key: str, value: str) -> None:
 def test_every_check_is_about_a_key_there_is() -> None:
     """A renamed key would silently lose its check."""
     roots = [compose(["experiment=bicot_lora"])]
-    roots += [compose([], name) for name in ("generate", "export") if (CONFIGS / f"{name}.yaml").is_file()]
+    roots += [
+        compose([], name) for name in ("generate", "export", "serve_rewards") if (CONFIGS / f"{name}.yaml").is_file()
+    ]
 
     def known(root: DictConfig, key: str) -> bool:
         """Whether the key is there, or one above it is null, its subkeys then unseen."""

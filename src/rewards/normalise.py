@@ -23,14 +23,14 @@ Scale = Mapping[int, tuple[float, float]]
 
 
 def by_group(scores: Tensor, applicable: Tensor, group_size: int) -> Tensor:
-    """Scores (N,) normalised within each group of `group_size` consecutive rows, of which all or none apply.
+    """Scores (N,) float32 normalised within each group of `group_size` consecutive rows, of which all or none apply.
 
     Rows that do not apply come back as 0.
     """
-    groups = torch.where(applicable, scores, 0.0).view(-1, group_size)
+    groups = torch.where(applicable, scores, 0.0).double().view(-1, group_size)
     same = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
     mean, std = groups.mean(1, keepdim=True), groups.std(1, keepdim=True)
-    return ((groups - mean) / (std + EPSILON)).masked_fill(same, 0.0).flatten()
+    return ((groups - mean) / (std + EPSILON)).masked_fill(same, 0.0).flatten().float()
 
 
 def by_scale(scores: Tensor, mean: float, std: float) -> Tensor:

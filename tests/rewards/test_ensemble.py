@@ -149,6 +149,7 @@ def test_a_prompt_without_an_expert_is_never_given_a_made_up_total() -> None:
         ([Brightness()], {"weights": {"brightness": NAN}}, r"rewards\.weights\.brightness=nan"),
         ([Brightness()], {"weights": {"brightness": 0.0}}, "nothing would be rewarded"),
         ([Brightness()], {"combine": "max"}, r"rewards\.combine=max: expected one of sum, mean, min, product"),
+        ([Brightness()], {"on_error": "ignore"}, r"rewards\.on_error=ignore: expected one of raise, drop"),
     ],
 )
 def test_a_choice_that_cannot_work_names_the_key(experts: list[RewardExpert], options: dict, problem: str) -> None:
@@ -218,3 +219,129 @@ def test_combinations_never_read_what_does_not_apply() -> None:
     for combine in (weighted_sum, weighted_mean):
         same(combine(scores, applicable, torch.tensor([1.0, 1.0])), [1.0, 2.0])
         same(combine(scores, torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, 0.0])), [1.0, 2.0])
+
+
+class FailsOn(Brightness):
+    """`Brightness`, and a failure of some kind wherever one of the prompts says so."""
+
+    name = "fails_on"
+
+    def __init__(self, word: str, how: str = "raise") -> None:
+        super().__init__()
+        self.word, self.how, self.calls = word, how, 0
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        self.calls += 1
+        scores, details = super().score(pixels, records)
+        bad = torch.tensor([self.word in record.prompt for record in records])
+        if not bad.any():
+            return scores, dict(details)
+        if self.how == "raise":
+            raise MemoryError("no room")
+        if self.how == "NaN":
+            return scores.masked_fill(bad, NAN), dict(details)
+        return scores[:, None], dict(details)
+
+
+# Two groups of two: the second is the one that fails.
+GROUPS = flat_images((0.4, 0.2, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.4, 0.2, 0.0))
+OF_GROUPS = [about("red"), about("red"), about("green"), about("green")]
+
+
+@pytest.mark.parametrize("how", ["raise", "NaN", "shape"])
+def test_a_failing_expert_leaves_its_whole_group_and_no_other(how: str) -> None:
+    expert = FailsOn("green", how)
+    rewards = RewardEnsemble([expert, NamedChannel()], on_error="drop")
+    report = rewards(GROUPS, OF_GROUPS, group_size=2)
+    assert report.failed.tolist() == [[False, False]] * 2 + [[True, False]] * 2
+    assert report.applicable.tolist() == [[True, True]] * 2 + [[False, True]] * 2
+    same(report.total, [0.2 + 0.4, 2.0, 0.0, 0.2])
+    same(report.details["spread"], [0.4, 0.0, NAN, NAN])
+    assert expert.calls == 3, "all at once, then each group"
+    assert rewards.compute()["fails_on"] == pytest.approx(0.6), "the mean is over what was scored"
+    assert "reward expert 'fails_on'" in rewards.problems["fails_on"]
+    figures = report_metrics(report, 2)
+    assert figures["fails_on/failed"] == figures["fails_on/applicable"] == 0.5
+    assert figures["fails_on/group_std"] == pytest.approx(0.4)
+
+
+def test_a_group_without_any_expert_has_no_reward() -> None:
+    """Nothing is made up: NaN, in the total that trains and in the raw one, and no figure of it."""
+    rewards = RewardEnsemble([FailsOn("green"), NamedChannel()], {"named_channel": 0}, on_error="drop")
+    report = rewards(GROUPS, OF_GROUPS, group_size=2)
+    assert report.judged.tolist() == [True, True, False, False]
+    same(report.total, [0.2, 1.0, NAN, NAN])
+    assert report_metrics(report)["total/mean"] == pytest.approx(0.6)
+    normalised = RewardEnsemble([FailsOn("green")], normalise="group", on_error="drop")
+    report = normalised.normalised(normalised(GROUPS, OF_GROUPS, 2), {}, 2)
+    assert report.judged.tolist() == [True, True, False, False]
+
+
+def test_without_groups_an_image_that_lost_an_expert_has_no_total() -> None:
+    """One expert less would make it incomparable with the other images; a monitor may fail."""
+    report = RewardEnsemble([FailsOn("green"), NamedChannel()], on_error="drop")(GROUPS, OF_GROUPS)
+    same(report.total, [0.6, 2.0, NAN, NAN])
+    same(report.scores[:, 1], [0.4, 1.0, 0.0, 0.2])
+    watched = RewardEnsemble([FailsOn("green"), NamedChannel()], {"fails_on": 0}, on_error="drop")
+    same(watched(GROUPS, OF_GROUPS).total, [0.4, 1.0, 0.0, 0.2])
+
+
+def test_prompts_no_expert_applies_to_are_no_failure() -> None:
+    rewards = RewardEnsemble([NamedChannel()], on_error="drop")
+    with pytest.raises(RewardError, match="no expert with a weight applies"):
+        rewards(GROUPS[:1], [about("cat")])
+    report = rewards(GROUPS[:2], [about("cat"), about("red")], every_prompt=False)
+    same(report.total, [NAN, 1.0])
+
+
+def test_experts_see_the_picture_as_it_is_saved() -> None:
+    """Eight bits a channel: what a PNG of the pixels holds, and a served expert is sent."""
+
+    class Sees(Brightness):
+        def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+            self.seen = pixels
+            return super().score(pixels, records)  # type: ignore[return-value]
+
+    expert, pixels = Sees(), torch.rand(3, 3, 4, 4) * 1.2 - 0.1
+    RewardEnsemble([expert])(pixels, RECORDS)
+    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    assert torch.equal(expert.seen, levels.float() / 255)
+    assert torch.equal((expert.seen * 255).round().to(torch.uint8), levels)
+
+
+class Travels(Brightness):
+    """Remembers where it was sent, and where it was when it scored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def to(self, device: object) -> Travels:  # type: ignore[override]
+        self.sent.append(str(device))
+        return self
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        self.sent.append("scores")
+        if not pixels.any():
+            raise ValueError("black")
+        return super().score(pixels, records)  # type: ignore[return-value]
+
+
+def test_placement() -> None:
+    """On the training device, on one of its own, or there while it scores only, a failure included."""
+    experts = {"here": Travels(), "fixed": Travels(), "offloaded": Travels()}
+    rewards = RewardEnsemble(experts, devices={"fixed": "cuda:1", "offloaded": "offload"}, on_error="drop")
+    rewards.to("cuda:0")
+    assert [expert.sent for expert in experts.values()] == [["cuda:0"], ["cuda:1"], ["cpu"]]
+    rewards(IMAGES, RECORDS)
+    assert experts["here"].sent[1:] == experts["fixed"].sent[1:] == ["scores"]
+    assert experts["offloaded"].sent[1:] == ["cuda:0", "scores", "cpu"]
+    rewards(IMAGES[:1] * 0, RECORDS[:1])
+    assert experts["offloaded"].sent[-3:] == ["cuda:0", "scores", "cpu"]
+
+
+def test_the_order_of_columns_can_be_given() -> None:
+    rewards = RewardEnsemble([Brightness(), NamedChannel()], order=("named_channel", "brightness"))
+    report = rewards(IMAGES, RECORDS)
+    assert report.names == rewards.names == ("named_channel", "brightness")
+    same(report.scores[:, 0], [0.4, 0.2, NAN])
