@@ -79,12 +79,8 @@ class ScoringAPI(LitAPI):
         unknown = [name for name in asked.names or () if name not in self.experts.experts]
         return WireError(f"no expert {unknown[0]!r} here") if unknown else asked
 
-    def batch(self, inputs: Sequence[ScoreRequest | WireError]) -> list[ScoreRequest | WireError]:
-        """Requests are put together in `predict`, those that fit."""
-        return list(inputs)
-
     def predict(self, x: Any) -> Any:
-        """Responses to one request or to a list of them."""
+        """Responses to one request or, with ``max_batch`` above 1, to a list of them (LitServe's default batch)."""
         responses = self.responses(x if isinstance(x, list) else [x])
         return responses if isinstance(x, list) else responses[0]
 

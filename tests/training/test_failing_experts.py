@@ -1,4 +1,4 @@
-"""`rewards.on_error=drop` in a step: a failing expert leaves whole groups, and nothing is learned from what is left bare."""
+"""`rewards.on_error=drop` in a step: a failing expert leaves whole groups; groups left bare teach nothing."""
 
 from __future__ import annotations
 
@@ -142,43 +142,36 @@ def test_two_ranks_drop_and_normalise_as_one(normalise: str) -> None:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    """A run with an expert that fails for red circles (a third of a sixth of the prompts) and a monitor."""
-    return {
-        "+rewards.experts.shaky._target_": "tests.training.experts.FailsFor",
-        "+rewards.experts.shaky.word": "red circle",
+    """A run whose trained expert fails for red circles, one of six prompts, and is watched by a monitor."""
+    keys = {
+        "+rewards.experts.red._target_": "tests.training.experts.FailsFor",
+        "+rewards.experts.red.word": "red circle",
         "+rewards.experts.green._target_": "tests.training.experts.Green",
         "+rewards.weights.green": 0,
         "rewards.on_error": "drop",
+        "rollout.prompts_per_step": 6,
         "trainer.max_steps": 3,
         **more,
     }
+    return {key.replace(".", "__"): value for key, value in keys.items()}
 
 
 def test_a_run_goes_on_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world, run = write_world(tmp_path / "world"), tmp_path / "run"
-    more = settings(**{"rollout.prompts_per_step": 6, "~rewards.experts.red": None})
-    line = [item for item in overrides(world, run) if not item.startswith("+rewards.experts.red")]
-    line += [f"{key}={value}" for key, value in more.items() if not key.startswith("~")]
-    from src import cli
-    from src.train import COMMAND
-
-    merged = {item.partition("=")[0]: item for item in line}
-    assert cli.run(COMMAND, list(merged.values())) == 0
+    assert train(world, run, **settings()) == 0
     rows = [row for row in metrics_rows(run) if row["step"] != "0"]
     assert [row["rewards/failed_groups"] for row in rows] == ["1.0"] * 3, "of six prompts one fails"
     assert [row["rewards/dropped_groups"] for row in rows] == ["1.0"] * 3
-    assert "seconds/reward/shaky" in rows[0]
-    assert capsys.readouterr().out.count("expert 'shaky' left groups it failed on") == 1
+    assert "seconds/reward/red" in rows[0]
+    assert capsys.readouterr().out.count("expert 'red' left groups it failed on") == 1
     summary = json.loads((run / "summary.json").read_text())
-    assert any("'shaky'" in warning for warning in summary["reward_warnings"])
+    assert any("'red'" in warning for warning in summary["reward_warnings"])
     assert all(line["reward"] is None or 0 <= line["reward"] <= 1 for line in rollout_lines(run))
 
 
 def test_an_evaluation_nobody_can_judge_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world = write_world(tmp_path / "world")
-    extra = {"+rewards.experts.red.word": "triangle", "rewards.on_error": "drop"}
-    extra["+rewards.experts.red._target_"] = "tests.training.experts.FailsFor"
-    code = train(world, tmp_path / "run", **{key.replace(".", "__"): value for key, value in extra.items()})
+    code = train(world, tmp_path / "run", **settings(**{"+rewards.experts.red.word": "triangle"}))
     assert code == 1
     assert "not one of 3 images could be judged" in capsys.readouterr().err
 
@@ -189,22 +182,19 @@ def test_two_processes_do_as_one(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world")
     rows = []
     for ranks in (1, 2):
-        extra = settings(
-            **{
-                "rewards.normalise": "running",
-                "rollout.prompts_per_step": 4,
-                "trainer.devices": ranks,
-                "trainer.strategy": "auto" if ranks == 1 else "ddp",
-                "algorithm": "dapo",
-                "algorithm.dynamic_sampling": "true",
-            }
-        )
-        line = overrides(world, tmp_path / f"run{ranks}", **{k.replace(".", "__"): v for k, v in extra.items()})
+        extra = {
+            "rewards.normalise": "running",
+            "trainer.devices": ranks,
+            "trainer.strategy": "auto" if ranks == 1 else "ddp",
+            "algorithm": "dapo",
+            "algorithm.dynamic_sampling": "true",
+        }
+        line = overrides(world, tmp_path / f"run{ranks}", **settings(**extra))
         done = run_process([sys.executable, "-m", "src.train", *line], tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         rows.append(metrics_rows(tmp_path / f"run{ranks}")[1])
     alone, both = rows
-    names = [n for n in alone if n.startswith("rewards/") or n in ("reward", "shaky/applicable", "green/mean")]
+    names = [n for n in alone if n.startswith("rewards/") or n in ("reward", "red/applicable", "green/mean")]
     assert len(names) == 5
     for name in names:
         assert both[name] == alone[name], name
