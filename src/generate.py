@@ -199,8 +199,17 @@ def pictures(
 
 
 def scores(rewards: RewardEnsemble, pixels: Tensor, records: Sequence[PromptRecord]) -> list[Entry]:
-    """For each picture ``scores`` by expert, ``reward`` and ``details``; no ``reward`` where no expert applies."""
-    report = rewards(pixels, records, every_prompt=False)
+    """For each picture ``scores`` by expert, ``reward`` and ``details``; no ``reward`` where no expert applies.
+
+    Raises:
+        UserError: for an expert that fails.
+    """
+    from src.rewards.base import RewardError
+
+    try:
+        report = rewards(pixels, records, every_prompt=False)
+    except RewardError as error:
+        raise UserError(str(error)) from error
     result: list[Entry] = []
     for row in range(len(records)):
         entry: Entry = {

@@ -98,7 +98,7 @@ def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
     for key in (*FIXED, "run.seed"):
         old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
         for name in difference(old, new, key):
-            if name.startswith(tuple(f"{free}." for free in FREE)):
+            if any(name == free or name.startswith(f"{free}.") for free in FREE):
                 continue
             raise UserError(
                 f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"

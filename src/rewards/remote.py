@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -144,7 +145,7 @@ class RemoteExperts:
                 problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
                 if status == 200:
-                    return self._understood(lambda content=content: json.loads(content))
+                    return self._understood(partial(json.loads, content))
                 problem = f"HTTP {status}: {content[:300].decode(errors='replace')}"
                 if status not in TRY_AGAIN:
                     raise self._error(f"it refused the request ({problem}){_about(status)}")

@@ -192,6 +192,7 @@ def serve(
         middlewares=[(Guard, {"token": token})],
         healthcheck_path=HEALTH_PATH,
         disable_openapi_url=True,
+        restart_workers=True,
     )
     # LitServe's manager and HTTP server are forked off this process.
     parent = os.getpid()

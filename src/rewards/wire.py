@@ -120,7 +120,7 @@ def decode_request(body: bytes, limits: Limits) -> ScoreRequest:
     pixels = torch.zeros(len(counts), 3, height, width)
     start = 0
     for number, count in enumerate(counts):
-        pixels[number] = _decoded_png(rest[start : start + count], number, (width, height))
+        pixels[number] = _decoded_png(bytes(rest[start : start + count]), number, (width, height))
         start += count
     return ScoreRequest(pixels, tuple(records[place] for place in places), None if names is None else tuple(names))
 

@@ -179,9 +179,7 @@ def test_a_refusal_is_final(status: int, advice: str) -> None:
     waited: list[float] = []
     with serving(scored, says(status, b"because")) as served:
         remote = client(served.url, waited)
-        with pytest.raises(
-            RewardServerError, match=rf"refused the request \(HTTP {status}: because\).*|{advice}"
-        ) as told:
+        with pytest.raises(RewardServerError, match=rf"refused the request \(HTTP {status}: because\)") as told:
             remote.score(IMAGES, RECORDS, NAMES)
     assert advice in str(told.value)
     assert waited == []
@@ -268,14 +266,15 @@ def test_scores_are_checked_on_this_side_too() -> None:
         assert str(answer) == "reward expert 'glare': score 7.0 is outside [0.0, 1.0] (prompt: 'a green picture')"
 
 
-@given(
-    content=st.binary(max_size=60)
-    | st.recursive(
-        st.none() | st.integers() | st.text(max_size=5),
-        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["images", "experts", "answers", "glare"]), x),
-        max_leaves=8,
-    ).map(lambda data: json.dumps(data).encode())
+KEYS = st.sampled_from(["images", "experts", "answers", "glare", "score_range", "higher_is_better"])
+PARTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner),
+    max_leaves=8,
 )
+
+
+@given(content=st.binary(max_size=60) | PARTS.map(lambda data: json.dumps(data).encode()))
 def test_whatever_a_server_says_it_is_told_as_its_error(content: bytes) -> None:
     remote = RemoteExperts.__new__(RemoteExperts)
     remote.settings, remote._facts = RemoteSettings("http://127.0.0.1:1", retries=0), experts().facts

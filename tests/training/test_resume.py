@@ -288,6 +288,21 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(
     assert (run / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_resume_may_find_its_experts_elsewhere(
+    world: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are and how the run is watched is not what it computes."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_batch(patch, 2, die)
+        with pytest.raises(Killed):
+            train(world, run)
+    moved = {"+rewards__devices__red": "cpu", "rewards__remote__retries": 2, "rewards__watch__window": 20}
+    assert train(world, run, resume="auto", **moved) == 0
+    assert_same_end(run, undisturbed("one update"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
