@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ import torch
 from src import build, cli
 from src.cli import compose
 from src.config import UserError
+from src.rewards.experts import LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, RewardServerError
 from src.rewards.shapes_judge import ShapesJudge
-from src.rewards.wire import CONTENT_TYPE
+from src.rewards.wire import CONTENT_TYPE, encode_answer
 from src.serve_rewards import COMMAND
 from src.shapes.splits import split_prompts, to_record
 from tests import tiny_run
+from tests.rewards.test_remote import serving
 from tests.training.runs import environment
 from tests.training.test_resume import at_batch
 
@@ -174,6 +178,19 @@ def test_a_run_says_at_once_that_no_server_answers(tmp_path: Path, capsys: pytes
 def test_an_expert_with_a_place_of_its_own_stays_here() -> None:
     config = compose(["rewards.remote.url=http://127.0.0.1:1", "+rewards.devices.shapes=cpu"])
     assert build.build_rewards(config).names == ("shapes",), "no server was asked"
+
+
+def test_an_expert_made_otherwise_there_is_told() -> None:
+    local = LocalExperts({"shapes": ShapesJudge()})
+    there = {"shapes": {"_target_": "src.rewards.shapes_judge.ShapesJudge", "bonus": 0.3}}
+    answer = json.dumps(encode_answer(local.facts, there, {}, 0)).encode()
+    with serving(lambda body: (200, answer)) as served:
+        line = [f"rewards.remote.url={served.url}", "+rewards.experts.shapes.bonus=0.5"]
+        with pytest.warns(UserWarning, match=r"rewards\.experts\.shapes: the server made it with .*0\.3.*says.*0\.5"):
+            build.build_rewards(compose(line))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            build.build_rewards(compose([line[0], "+rewards.experts.shapes.bonus=0.3"]))
 
 
 @pytest.mark.slow

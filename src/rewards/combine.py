@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
-# The signed range of every expert with a weight, and what its scores are normalised by.
+# The signed range of every expert's scores, by name.
 Ranges = Mapping[str, tuple[float, float]]
 
 

@@ -59,7 +59,7 @@ class RewardEnsemble:
         if not found:
             raise ValueError("rewards: no expert; give at least one")
         self.facts = {name: found[name] for name in order or found}
-        self.weights = checked_weights(self.names, weights or {})
+        self.weights = _checked_weights(self.names, weights or {})
         self.normalise = _checked_normalisation(self.names, normalise)
         for key, value, known in (("combine", combine, COMBINE), ("on_error", on_error, ON_ERROR)):
             if value not in known:
@@ -103,9 +103,9 @@ class RewardEnsemble:
         on the device of `pixels`, and a score that does not apply is NaN there.
 
         Where an expert fails under "drop" it leaves the whole group. Without groups its image has no total: it would
-        not be comparable with the others. Raises RewardError, naming expert and prompt, where an expert fails under
-        "raise" or gives something that is no score; and, unless `every_prompt` is False, where no expert with a
-        weight applies to a prompt.
+        not be comparable with the others. What is no score (NaN, out of range, a wrong shape) is a failure like any
+        other. Raises RewardError, naming expert and prompt, where an expert fails under "raise" and, unless
+        `every_prompt` is False, where no expert with a weight applies to a prompt.
         """
         _check_images(pixels, records)
         pixels = eight_bit(pixels)
@@ -258,7 +258,7 @@ def report_metrics(report: RewardReport, group_size: int | None = None) -> dict[
     return metrics
 
 
-def checked_weights(names: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
+def _checked_weights(names: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
     """A weight for each of `names`; raises ValueError for one that is unknown or no weight, and if all are 0."""
     for name, weight in weights.items():
         if name not in names:

@@ -66,8 +66,8 @@ class Collected:
 
     rollouts: all of them, whatever the experience masks; seconds by phase; records (B): the prompts, refilled
     ones included; sampled: the report of the batch's own prompts, before any refill; figures: of dynamic sampling and
-    of experts that failed;
-    kl_penalty (N,): what the KL took off each reward, None where it does not stand there. All of this rank alone.
+    of experts that failed; kl_penalty (N,): what the KL took off each reward, None where it does not stand there. All
+    of this rank alone.
     """
 
     experience: Experience

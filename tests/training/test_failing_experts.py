@@ -13,13 +13,14 @@ import torch
 
 from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
+from src.training.evaluation import EvaluationSettings, evaluate
 from src.training.loop import _measured, experience_metrics
 from src.training.ranks import Ranks
 from src.training.update import shown
 from src.values import IMAGE, PLAN, PromptRecord
 from tests.policies.toy import ToyPolicy
 from tests.training.experts import FailsFor, Green
-from tests.training.pieces import assert_same_gradients, update_settings
+from tests.training.pieces import ROLLOUT, assert_same_gradients, update_settings
 from tests.training.runs import metrics_rows, overrides, rollout_lines, run_process, train, write_world
 from tests.training.test_variants import as_two_ranks
 from tests.training.variant_pieces import GROUP, batch_of, gathered, stepped
@@ -93,6 +94,24 @@ def test_a_batch_without_any_reward_moves_nothing() -> None:
 def test_under_raise_the_first_failure_ends_the_step() -> None:
     with pytest.raises(RewardError, match=r"'fails_for': MemoryError: no room \(prompt: 'a red circle'\)"):
         sampled(ensemble(on_error="raise"))
+
+
+def test_an_evaluation_leaves_out_what_lost_an_expert() -> None:
+    """The means are over whole rewards; what the other experts say still counts."""
+    policy, records = ToyPolicy(), [PromptRecord(prompt) for prompt in MIXED]
+    settings = EvaluationSettings(ROLLOUT, batch_size=3)
+
+    def evaluated(rewards: RewardEnsemble, chosen: Sequence[PromptRecord]) -> Any:
+        return evaluate(policy, policy.decoder(), rewards, chosen, settings, "test")
+
+    result = evaluated(ensemble(alone=False), records)
+    assert [sample.reward is None for sample in result.samples] == [False, True, False, True]
+    whole = [sample.reward for sample in result.samples if sample.reward is not None]
+    means = result.means()
+    assert means["reward"] == pytest.approx(sum(whole) / 2)
+    assert means["green"] == pytest.approx(sum(sample.scores["green"] for sample in result.samples) / 4)
+    with pytest.raises(RewardError, match=r"'fails_for': not one of 1 images could be judged: .*no room"):
+        evaluated(ensemble(), records[1:2])
 
 
 def test_dynamic_sampling_replaces_what_has_no_reward() -> None:
