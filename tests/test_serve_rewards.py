@@ -229,6 +229,14 @@ def test_a_server_with_a_token_limits_and_workers(server: Callable[..., Server],
     for thread in threads:
         thread.join()
     assert torch.equal(torch.cat([got[place].scores for place in range(0, 18, 3)]), expected[:18])
+
+    dying = [number for number, line in processes_of(one.process.pid).items() if "spawn_main" in line]
+    assert len(dying) == 2
+    for number in dying:
+        os.kill(number, signal.SIGKILL)
+    patient = RemoteExperts(RemoteSettings(one.url, token=TOKEN), ["shapes"])
+    again = patient.score(pixels[:20], records[:20], ["shapes"])["shapes"]
+    assert torch.equal(again.scores, expected[:20]), "both workers died and came back"
     assert one.stop() == 0
     assert one.request("GET", "/health")[0] == 0
     assert TOKEN not in one.log.read_text()
@@ -245,14 +253,14 @@ def test_a_server_whose_experts_cannot_be_made_ends_with_one_message(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-def processes_of(group: int) -> list[str]:
-    """The living processes of a process group, by their command lines."""
-    found = []
+def processes_of(group: int) -> dict[int, str]:
+    """The living processes of a process group: command lines by id."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, their_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
             if state != "Z" and int(their_group) == group:
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
         except OSError:  # it ended while we looked
             continue
     return found
@@ -298,4 +306,4 @@ def test_a_server_killed_in_mid_run_and_restarted_changes_nothing(
     deadline = time.monotonic() + 10
     while processes_of(group) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert processes_of(group) == []
+    assert processes_of(group) == {}
