@@ -16,6 +16,7 @@ Check = tuple[Callable[[Any], bool], str]  # does the value hold, and what was e
 _POSITIVE: Check = (lambda v: v > 0, "a number > 0")
 _NOT_NEGATIVE: Check = (lambda v: v >= 0, "a number >= 0")
 _AT_LEAST_ONE: Check = (lambda v: v >= 1, "an integer >= 1")
+_UP_TO_ONE: Check = (lambda v: 0 <= v <= 1, "a number in [0, 1]")
 _SHARE: Check = (
     lambda v: v > 0,
     "a number > 0; to train one level only set algorithm.level_weights, the KL then stays",
@@ -89,7 +90,14 @@ CHECKS: dict[str, Check] = {
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
-    # generate, export, benchmark
+    # score_geneval
+    "threshold": _UP_TO_ONE,
+    "counting_threshold": _UP_TO_ONE,
+    "max_objects": _AT_LEAST_ONE,
+    "max_overlap": (lambda v: 0 < v <= 1, "a share above 0 and up to 1 (1 is no suppression)"),
+    "position_threshold": _NOT_NEGATIVE,
+    "samples": _AT_LEAST_ONE,
+    # generate, benchmark_images, export, benchmark
     "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,

@@ -35,7 +35,9 @@ class ColorClassifier:
     @torch.inference_mode()
     def __call__(self, image: Image.Image, name: str, objects: Sequence[Detection]) -> list[str]:
         """The colour of each of `objects`, all of class `name`, in an RGB image."""
-        directions = self._directions.setdefault(name, self.directions(name))
+        if name not in self._directions:
+            self._directions[name] = self.directions(name)
+        directions = self._directions[name]
         colors: list[str] = []
         for start in range(0, len(objects), BATCH):
             crops = [crop(image, detection) for detection in objects[start : start + BATCH]]
@@ -58,7 +60,7 @@ class ColorClassifier:
 def crop(image: Image.Image, detection: Detection) -> Image.Image:
     """The object's box cut out of an RGB image; with a mask, all but the object is grey (#999).
 
-    A box is rounded as PIL rounds it and holds at least a pixel of the image.
+    A box is rounded as PIL rounds it, to at least one pixel.
 
     Raises:
         ValueError: if the mask is not of the image's size.
@@ -71,7 +73,6 @@ def crop(image: Image.Image, detection: Detection) -> Image.Image:
         mask = Image.fromarray(detection.mask.numpy())
         image = Image.composite(image, Image.new("RGB", image.size, GREY), mask)
     left, top, right, bottom = (round(edge) for edge in detection.box)
-    left, top = min(max(left, 0), image.width - 1), min(max(top, 0), image.height - 1)
     return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 

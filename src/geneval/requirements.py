@@ -55,7 +55,8 @@ def parse_requirements(data: object, where: str) -> Requirements:
         if not isinstance(data[key], str) or not data[key].strip():
             raise ValueError(f"{where}: {key}: expected a non-empty string, got {data[key]!r}")
     include = tuple(
-        _wanted(clause, index, f"{where}: include[{index}]") for index, clause in enumerate(_list(data, "include", where))
+        _wanted(clause, index, f"{where}: include[{index}]")
+        for index, clause in enumerate(_list(data, "include", where))
     )
     exclude = tuple(
         Unwanted(*_name_and_count(clause, f"{where}: exclude[{index}]"))
