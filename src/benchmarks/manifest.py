@@ -1,4 +1,4 @@
-"""``benchmark.json`` beside a benchmark's images: what they were painted with, so that none of another kind join them."""
+"""``benchmark.json`` beside a benchmark's images: what they were painted with, so that no others join them."""
 
 from __future__ import annotations
 

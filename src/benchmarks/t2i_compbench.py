@@ -28,9 +28,7 @@ def read(path: Path) -> tuple[Item, ...]:
         sources = [path / f"{category}_val.txt" for category in CATEGORIES]
         sources = [source for source in sources if source.is_file()]
         if not sources:
-            raise PromptDataError(
-                f"prompts={path}: none of {', '.join(f'{name}_val.txt' for name in CATEGORIES)} in it"
-            )
+            raise PromptDataError(f"prompts={path}: none of {'_val.txt, '.join(CATEGORIES)}_val.txt in it")
     elif _FILE.fullmatch(path.name):
         sources = [path]
     else:

@@ -18,9 +18,8 @@ def read(path: Path) -> tuple[Item, ...]:
     if existing(path, "WISE's data_verified or WISE_legacy/data, or a file of it").is_dir():
         sources = next((found for release in RELEASES if (found := _release(path, release))), [])
         if not sources:
-            raise PromptDataError(
-                f"prompts={path}: not a folder of WISE; expected {', '.join(f'{theme}[_verified].json' for theme in THEMES)}"
-            )
+            names = ", ".join(f"{theme}[_verified].json" for theme in THEMES)
+            raise PromptDataError(f"prompts={path}: not a folder of WISE; expected {names}")
     else:
         sources = [path]
     items: dict[int, Item] = {}

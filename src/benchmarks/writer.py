@@ -48,9 +48,7 @@ class Job:
         name, most = self.benchmark.name, self.benchmark.most
         if self.n < 1 or (most is not None and self.n > most):
             wanted = "1 or more" if most is None else "1" if most == 1 else f"1 to {most}"
-            raise UserError(
-                f"n={self.n}: the scorer of {name} reads {wanted} a prompt; for more, use another seed and out"
-            )
+            raise UserError(f"n={self.n}: the scorer of {name} reads {wanted} a prompt")
         if not self.model_name or set(self.model_name) & set("/\\\0") or self.model_name in (".", ".."):
             raise UserError(f"model_name={self.model_name!r}: expected the name of a folder")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (its usual name)
+from torch.nn import functional as F
 
 from src.geneval.detections import Detection
 from src.geneval.names import COLORS

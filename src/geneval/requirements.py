@@ -54,17 +54,16 @@ def parse_requirements(data: object, where: str) -> Requirements:
     for key in ("tag", "prompt"):
         if not isinstance(data[key], str) or not data[key].strip():
             raise ValueError(f"{where}: {key}: expected a non-empty string, got {data[key]!r}")
-    include = tuple(
-        _wanted(clause, index, f"{where}: include[{index}]")
-        for index, clause in enumerate(_list(data, "include", where))
-    )
-    exclude = tuple(
-        Unwanted(*_name_and_count(clause, f"{where}: exclude[{index}]"))
-        for index, clause in enumerate(_list(data, "exclude", where))
-    )
+    include, exclude = _list(data, "include", where), _list(data, "exclude", where)
     if not include and not exclude:
         raise ValueError(f"{where}: include and exclude are both empty; nothing could be judged")
-    return Requirements(data["tag"], data["prompt"], include, exclude, data)
+    return Requirements(
+        data["tag"],
+        data["prompt"],
+        tuple(_wanted(clause, index, f"{where}: include[{index}]") for index, clause in enumerate(include)),
+        tuple(_unwanted(clause, f"{where}: exclude[{index}]") for index, clause in enumerate(exclude)),
+        data,
+    )
 
 
 def _list(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
@@ -83,6 +82,10 @@ def _name_and_count(clause: object, where: str) -> tuple[str, int]:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{where}: count={count!r}: expected an integer >= 1")
     return name, count
+
+
+def _unwanted(clause: object, where: str) -> Unwanted:
+    return Unwanted(*_name_and_count(clause, where))
 
 
 def _wanted(clause: object, index: int, where: str) -> Wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -25,7 +26,7 @@ def score(
     settings: RuleSettings = RuleSettings(),  # noqa: B008 (frozen)
     batch_size: int = 1,
 ) -> Iterator[Result]:
-    """A line of results.jsonl for each sample, in their order: filename, tag, prompt, correct, reason, metadata, details.
+    """For each sample, in order, a line of results.jsonl: filename, tag, prompt, correct, reason, metadata, details.
 
     metadata and details (by class: left, top, right, bottom, score) are JSON in a string, as in the released format.
     batch_size: images the detector gets at once; of speed only.
@@ -38,9 +39,7 @@ def score(
         images = [_image(sample) for sample in part]
         for sample, image, detections in zip(part, images, detect(images), strict=True):
             wanted = sample.requirements
-            verdict = judge(
-                wanted, detections, lambda name, objects, of=image: name_colors(of, name, objects), settings
-            )
+            verdict = judge(wanted, detections, partial(name_colors, image), settings)
             boxes = {name: [[*one.box, one.score] for one in objects] for name, objects in verdict.found.items()}
             yield {
                 "filename": str(sample.path),
