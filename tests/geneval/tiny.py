@@ -72,5 +72,11 @@ def clip_folder() -> Path:
         initializer_factor=5.0,  # embeddings that differ from image to image
     )
     torch.manual_seed(6)
-    CLIPModel(config).save_pretrained(folder)
+    model = CLIPModel(config)
+    with torch.no_grad():  # the class token says less, the patches more: crops then differ in colour
+        model.vision_model.embeddings.class_embedding.zero_()
+        model.vision_model.embeddings.position_embedding.weight.zero_()
+        for layer in model.vision_model.encoder.layers:
+            layer.self_attn.out_proj.weight.mul_(100)
+    model.save_pretrained(folder)
     return folder
