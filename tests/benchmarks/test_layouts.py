@@ -117,7 +117,7 @@ def test_the_release_of_the_paper_is_read_where_it_lies(tmp_path: Path) -> None:
 def test_scorers_find_what_is_written(tmp_path: Path) -> None:
     """By the steps the released scorers take to get from a file's name to its prompt or line."""
     names = [PurePosixPath(path).name for path, _, _ in TREES["t2i_compbench"][1] if path.startswith("color")]
-    ordered = sorted(reversed(names), key=lambda name: int(name.split("_")[-1].split(".")[0]))
+    ordered = sorted(names[::-1], key=lambda name: int(name.split("_")[-1].split(".")[0]))
     assert ordered == names
     assert [name.split("_")[0] for name in ordered] == [
         prompt for path, prompt, _ in TREES["t2i_compbench"][1] if path.startswith("color")
@@ -127,8 +127,8 @@ def test_scorers_find_what_is_written(tmp_path: Path) -> None:
         assert folder.isdigit()
         assert samples == "samples"
         assert re.match(r"\d+\.png", name)
-    for path, _, _ in TREES["dpg"][1]:
-        assert (tmp_path / f"{os.path.basename(path).split('.')[0]}.txt").is_file() or COPIES["dpg"](tmp_path)
+    asked_of = {source.stem for source in COPIES["dpg"](tmp_path / "copy").iterdir()}  # item_id of dpg_bench.csv
+    assert {os.path.basename(path).split(".")[0] for path, _, _ in TREES["dpg"][1]} == asked_of
     for path, _, _ in TREES["tiif"][1]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()

@@ -57,24 +57,22 @@ def test_a_whole_folder_has_no_gaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda root: None, "not in GenEval's layout"),
-        (lambda root: folder(root, {"00000": 0}), "no image in any"),
-        (
-            lambda root: folder(root, {"00000": 1}) and (root / "00000/metadata.jsonl").unlink(),
-            "metadata.jsonl: not found",
-        ),
-        (
-            lambda root: folder(root, {"00000": 1}) and (root / "00000/metadata.jsonl").write_text("{"),
-            "one JSON object",
-        ),
-        (lambda root: folder(root, {"00000": 1}) and (root / "00000/metadata.jsonl").write_text("{}"), "not a line"),
-    ],
+    ("counts", "words"), [({}, "not in GenEval's layout"), ({"notes": 1}, "not in"), ({"00000": 0}, "no image in any")]
 )
-def test_other_folders_are_refused(tmp_path: Path, spoil, words: str) -> None:  # type: ignore[no-untyped-def]
-    spoil(tmp_path)
+def test_other_folders_are_refused(tmp_path: Path, counts: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read_folder(tmp_path)
+        read_folder(folder(tmp_path, counts))
     with pytest.raises(ValueError, match="no such folder"):
         read_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "not found"), ("{", "one JSON object"), ("{}\n{}", "one JSON object"), ("{}", "not a line")],
+)
+def test_metadata_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, words: str) -> None:
+    path = folder(tmp_path, {"00000": 1}) / "00000" / "metadata.jsonl"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ValueError, match=words) as raised:
+        read_folder(tmp_path)
+    assert str(path) in str(raised.value)
