@@ -117,7 +117,7 @@ def test_the_release_of_the_paper_is_read_where_it_lies(tmp_path: Path) -> None:
 def test_scorers_find_what_is_written(tmp_path: Path) -> None:
     """By the steps the released scorers take to get from a file's name to its prompt or line."""
     names = [PurePosixPath(path).name for path, _, _ in TREES["t2i_compbench"][1] if path.startswith("color")]
-    ordered = sorted(names[::-1], key=lambda name: int(name.split("_")[-1].split(".")[0]))
+    ordered = sorted({*names}, key=lambda name: int(name.split("_")[-1].split(".")[0]))
     assert ordered == names
     assert [name.split("_")[0] for name in ordered] == [
         prompt for path, prompt, _ in TREES["t2i_compbench"][1] if path.startswith("color")
