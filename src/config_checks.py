@@ -98,7 +98,8 @@ CHECKS: dict[str, Check] = {
     "position_threshold": _NOT_NEGATIVE,
     "samples": _AT_LEAST_ONE,
     # generate, benchmark_images, export, benchmark
-    "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
+    # counts of benchmark; score_geneval has a folder under this name
+    "images": (lambda v: isinstance(v, str) or (len(v) > 0 and min(v) >= 1), "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,
     "group_size": _AT_LEAST_ONE,

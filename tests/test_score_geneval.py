@@ -1,4 +1,4 @@
-"""``python -m src.score_geneval``: from a folder of images to results and summary, with tiny models of the real kind."""
+"""``python -m src.score_geneval``: a folder of images to results and summary, with tiny models of the real kind."""
 
 from __future__ import annotations
 
