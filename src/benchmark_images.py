@@ -35,8 +35,7 @@ def benchmark_images(config: Any) -> int:
         raise UserError("out: missing; give the folder for the images")
     out = Path(config.out).expanduser()
     chosen = choose_model(config)
-    facts = {"model": chosen["model"].get("path"), "adapter": chosen["model"].get("adapter"), "run": config.run}
-    job = read_job(config, facts | {"sampling": chosen["sampling"]})
+    job = read_job(config, facts_of(config, chosen))
     check_folder(out, job.manifest())
     from src.export import quiet
 
@@ -56,6 +55,21 @@ def benchmark_images(config: Any) -> int:
         return cli.EXIT_INTERRUPTED
     print(f"{out}: {written.painted} images painted, {written.kept} were there; docs/BENCHMARKS.md says how to score")
     return 0
+
+
+def facts_of(config: Any, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What paints the images, as benchmark.json keeps it: paths in full, so that it is the same from anywhere."""
+
+    def full(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().resolve())
+
+    model = chosen["model"]
+    return {
+        "model": full(model.get("path")) or model.get("repository"),
+        "adapter": full(model.get("adapter")),
+        "run": full(config.run),
+        "sampling": chosen["sampling"],
+    }
 
 
 def read_job(config: Any, facts: dict[str, Any]) -> Job:

@@ -54,11 +54,12 @@ def test_a_run_paints_with_what_it_learned(tmp_path: Path) -> None:
     assert run(*asked, f"adapter={lora_run().adapter}", f"out={tmp_path / 'adapter'}") == 0
     assert run(*asked, f"out={tmp_path / 'base'}") == 0
     pictures = {
-        name: {k: v for k, v in tree(tmp_path / name).items() if k.endswith(".png")} for name in ("run", "base")
+        kind: {name: value for name, value in tree(tmp_path / kind).items() if name.endswith(".png")}
+        for kind in ("run", "adapter", "base")
     }
     assert set(pictures["run"]) == {"1.png", "401.png", "402.png", "641.png"}
     assert pictures["run"] == pictures["adapter"] != pictures["base"]
-    assert json.loads((tmp_path / "run/benchmark.json").read_text())["run"] == str(lora_run().path)
+    assert json.loads((tmp_path / "run/benchmark.json").read_text())["run"] == str(lora_run().path.resolve())
     # Another model's pictures do not join.
     assert run(*asked, f"out={tmp_path / 'run'}") == cli.EXIT_WRONG_INPUT
 
