@@ -45,7 +45,7 @@ def benchmark_images(config: Any) -> int:
 
     def report(there: int, total: int) -> None:
         place.update(there=there, all=total)
-        if there == total or there % 100 < 1:
+        if there == total or there % 100 == 0:
             print(f"{there} of {total} images", flush=True)
 
     try:

@@ -170,6 +170,8 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
     except OSError as error:
-        raise UserError(f"out={out}: cannot be written ({error.strerror}: {error.filename})") from error
+        if error.errno is None:  # not of the file system: whatever painted raised it
+            raise
+        raise UserError(f"out={out}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -209,6 +209,19 @@ def test_dpgs_grid_is_cut_as_its_scorer_cuts_it(tmp_path: Path, n: int, size: tu
                 assert np.array_equal(np.array(image.crop((left, top, left + 4, top + 5))), np.array(part))
 
 
+def test_a_place_that_cannot_be_written_is_told_and_a_painters_error_is_not_hidden(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_benchmark(job(tmp_path), tmp_path / "file" / "out", Painter())
+
+    def paint(prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image]:
+        raise OSError("the model's own trouble")
+
+    with pytest.raises(OSError, match="the model's own trouble"):
+        write_benchmark(job(tmp_path), tmp_path / "out", paint)
+    assert not (tmp_path / "out" / ".partial").exists()
+
+
 def test_images_of_a_grid_are_of_one_size() -> None:
     with pytest.raises(ValueError, match="differ in size"):
         grid([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 5))])
