@@ -3,8 +3,8 @@
 With ``c`` the conditional logits, ``u`` the unconditional ones, ``w`` the guidance scale and ``tau`` the temperature
 the distribution is ``softmax((u + w * (c - u)) / tau)``; a token is the first, in the vocabulary's order, at which the
 cumulated probability exceeds the uniform. Mixing, exponentials and the cumulated sum are in float64, so that another
-implementation, another device or another way of cutting rows moves a boundary between tokens by about 1e-15 of the
-whole and gives the same ids.
+implementation, another device or another way of cutting rows moves a boundary between tokens by less than 1e-13 of
+the whole and gives the same ids.
 """
 
 from __future__ import annotations

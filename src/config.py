@@ -47,11 +47,11 @@ class LoraConfig:
 
 @dataclass
 class JanusConfig:
-    """A Janus checkpoint directory in transformers' format."""
+    """A Janus checkpoint, in transformers' layout or in the one it was released in."""
 
     _target_: str = "src.policies.load.load_janus"
     path: str | None = None
-    repository: str | None = None  # looked up in the local Hugging Face cache where there is no path
+    repository: str | None = None  # where there is no path: the Hugging Face cache, else the hub
     dtype: str = "auto"  # auto | float32 | bfloat16
     adapter: str | None = None  # a PEFT folder to go on from
     lora: LoraConfig | None = field(default_factory=LoraConfig)  # null: train the language model itself
@@ -69,11 +69,16 @@ class RewardsConfig:
 
 @dataclass
 class DataConfig:
-    """A folder with train / validation / test JSONL files, or one file that is split by itself."""
+    """A folder with train / validation / test JSONL files, or one file or data set that is split by itself."""
 
     _target_: str = "src.data.module.PromptDataModule"
-    path: str = MISSING
-    held_out: float = 0.05  # of one file: the share that goes to validation, and as much to test
+    path: str | None = None  # a folder, or a .jsonl or .txt file
+    dataset: str | None = None  # instead: a name for the package `datasets` (the hub's, or a folder it can read)
+    dataset_config: str | None = None
+    split: str = "train"  # of the data set
+    columns: dict[str, str] = field(default_factory=dict)  # field of a prompt record: column of the data set
+    held_out: float = 0.05  # of one file or data set: the share that goes to validation, and as much to test
+    on_error: str = "raise"  # raise | skip bad lines, with a count
 
 
 @dataclass
@@ -176,7 +181,7 @@ class AlgorithmConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) and its schedule. `microbatch` counts rollouts a backward; null: all at once."""
+    """AdamW (arXiv 1711.05101), its schedule, and how a step is cut to fit into memory (docs/MEMORY.md)."""
 
     lr: float = 1e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -185,7 +190,9 @@ class OptimConfig:
     schedule: str = "constant"  # constant | linear | cosine
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
-    microbatch: int | None = None
+    microbatch: int | None = None  # rollouts a backward; null: what fits a GPU by the estimate, on a CPU all
+    split_levels: bool | None = None  # a backward is one level of them; null: where activations are checkpointed
+    activation_checkpointing: Any = "auto"  # auto: where a GPU cannot hold a step without | true | false
 
 
 @dataclass
@@ -300,11 +307,33 @@ class ExportConfig:
     out: str | None = None
     merge: bool = False
     dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
+    layout: str = "transformers"  # of a whole checkpoint: transformers | original
     overwrite: bool = False
 
 
+@dataclass
+class BenchmarkConfig:
+    """``python -m src.benchmark``."""
+
+    sizes: list[str] | None = None  # tiny | 1b | 7b; null: 1b and 7b on a GPU, tiny on a CPU
+    parts: list[str] = field(default_factory=lambda: ["image_step", "scaling", "ablation", "peers", "train_step"])
+    images: list[int] = field(default_factory=lambda: [16, 64])
+    scaling: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    group_size: int = 8
+    memory_gib: float = 40.0  # train_step is cut as a training run would cut it for a card of this size
+    rounds: int = 5
+    compile: bool = True  # time the compiled peer, too
+    kernels: str = "auto"
+    out: str | None = None  # null: experiments/rollout_speed
+
+
 # The schema under each root config of configs/, by file name.
-ROOT_SCHEMAS: dict[str, type] = {"config": Config, "generate": GenerateConfig, "export": ExportConfig}
+ROOT_SCHEMAS: dict[str, type] = {
+    "config": Config,
+    "generate": GenerateConfig,
+    "export": ExportConfig,
+    "benchmark": BenchmarkConfig,
+}
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.
 GROUP_SCHEMAS: dict[str, type] = {

@@ -73,6 +73,10 @@ CHECKS: dict[str, Check] = {
     "optim.final_lr_fraction": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "optim.grad_clip": _POSITIVE,
     "optim.microbatch": _AT_LEAST_ONE,
+    "optim.activation_checkpointing": (
+        lambda v: isinstance(v, bool) or v == "auto",
+        "auto, true or false",
+    ),
     "optim.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "trainer.max_steps": _AT_LEAST_ONE,
     "trainer.num_nodes": _AT_LEAST_ONE,
@@ -90,10 +94,16 @@ CHECKS: dict[str, Check] = {
     "model.lora.alpha": _POSITIVE,
     "model.lora.dropout": (lambda v: v == 0, "0 (with dropout the first update's ratio would not be 1)"),
     "model.lora.targets": (lambda v: len(v) > 0, "at least one projection"),
+    "data.on_error": _one_of("raise", "skip"),
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
-    # generate and export
+    # generate, export, benchmark
+    "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
+    "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
+    "rounds": _AT_LEAST_ONE,
+    "group_size": _AT_LEAST_ONE,
+    "memory_gib": _POSITIVE,
     "sampling.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "sampling.max_plan_tokens": _AT_LEAST_ONE,
     "sampling.plan_temperature": _POSITIVE,
@@ -111,6 +121,7 @@ CHECKS: dict[str, Check] = {
     "seed": _NOT_NEGATIVE,
     "batch_size": _AT_LEAST_ONE,
     "dtype": _one_of("auto", "float32", "bfloat16"),
+    "layout": _one_of("transformers", "original"),
 }
 
 

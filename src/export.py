@@ -6,6 +6,7 @@ Writes what a run trained in the formats of plain transformers and peft: the PEF
     python -m src.export run=runs/bicot_lora out=adapter
     python -m src.export run=runs/bicot_lora out=checkpoint merge=true
     python -m src.export adapter=runs/bicot_lora/adapter out=checkpoint merge=true dtype=bfloat16
+    python -m src.export run=runs/bicot_lora out=checkpoint merge=true layout=original
 """
 
 from __future__ import annotations
@@ -48,15 +49,17 @@ def export(config: DictConfig) -> int:
     whole = config.merge or source.adapter is None
     if config.dtype != "auto" and not whole:
         raise UserError(f"dtype={config.dtype}: an adapter keeps its dtype; add merge=true or leave dtype out")
+    if config.layout != "transformers" and not whole:
+        raise UserError(f"layout={config.layout}: an adapter has no layout of its own; add merge=true or leave it out")
     from src.policies import export as policies
 
     quiet()
     with written_whole(out) as folder:
         try:
             if source.weights is not None:
-                policies.write_trained(_own_names(source.weights), source.base, folder, config.dtype)
+                policies.write_trained(_own_names(source.weights), source.base, folder, config.dtype, config.layout)
             elif source.adapter is not None and whole:
-                policies.write_merged(source.adapter, source.base, folder, config.dtype)
+                policies.write_merged(source.adapter, source.base, folder, config.dtype, config.layout)
             elif source.adapter is not None:
                 policies.write_adapter(source.adapter, source.base, folder)
         except ValueError as error:
@@ -134,14 +137,15 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 def checkpoint_of_model(model: dict[str, Any]) -> str:
-    """Where a model config's checkpoint lies: its path, or its repository in the local Hugging Face cache.
+    """Where a model config's checkpoint lies: its path, or its repository's local copy, downloaded if need be.
 
     Raises:
-        UserError: if the repository is not in the cache.
+        UserError: if the repository cannot be had.
     """
     if model.get("path") is not None:
         return str(model["path"])
-    from src.policies.load import CheckpointError, find_checkpoint
+    from src.policies.load import find_checkpoint
+    from src.policies.weight_files import CheckpointError
 
     try:
         return str(find_checkpoint(None, model.get("repository")))
@@ -192,6 +196,7 @@ COMMAND = cli.Command(
         "run=DIR | adapter=DIR      what to export: a run folder, or a PEFT folder",
         "out=DIR                    where to; overwrite=true replaces what is there",
         "merge=true                 the base with the adapter merged in, dtype=auto|float32|bfloat16",
+        "layout=original            a whole checkpoint in the layout Janus was released in, not transformers'",
         "base=DIR                   where the base checkpoint is now, if it moved",
     ),
 )

@@ -67,37 +67,24 @@ def _file(path: Path) -> Sequence[PromptRecord]:
     if path.is_dir() or not path.exists():
         problem = "is a folder" if path.is_dir() else "no such file"
         raise UserError(f"prompts_file={path}: {problem}; give a .txt file with a prompt a line, or .jsonl records")
-    if path.suffix == ".jsonl":
-        from src.data.jsonl import read_jsonl
+    from src.data.splits import read_prompt_file
 
-        try:
-            return read_jsonl(path)
-        except ValueError as error:
-            raise UserError(str(error)) from error
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"prompts_file={path}: cannot be read ({error.strerror})") from error
-    return _lines(content, f"prompts_file={path}", str(path))
+        return read_prompt_file(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _standard_input() -> Sequence[PromptRecord]:
-    return _lines(sys.stdin.buffer.read(), "prompts=-", "standard input")
+    """A prompt a line, blank lines left out."""
+    from src.data.lines import decoded, split_lines
+    from src.data.records import PromptDataError
 
-
-def _lines(content: bytes, key: str, name: str) -> Sequence[PromptRecord]:
-    """A prompt a line, blank lines left out; a byte-order mark is skipped."""
-    texts = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8;"
-                " save the prompts as UTF-8"
-            ) from error
-        if text:
-            texts.append(text)
+    try:
+        lines = list(split_lines(sys.stdin.buffer.read(), "standard input"))
+        texts = [decoded(line, where).strip() for line, where in lines]
+    except PromptDataError as error:
+        raise UserError(str(error)) from error
     if not texts:
-        raise UserError(f"{key}: no prompt in it; expected one a line")
+        raise UserError("prompts=-: no prompt on standard input; expected one a line")
     return as_records(texts)

@@ -19,6 +19,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.preflight import fit_to_memory
 from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
@@ -72,7 +73,9 @@ class Session:
             raise UserError(f"rollout.prompts_per_step={prompts}: expected a multiple of the number of ranks, {ranks}")
         loop = GroupedRolloutLoop.install(trainer)
         policy = build.build_policy(config)
-        module = build.build_module(config, policy, rewards)
+        fitted = fit_to_memory(config, policy, data, rewards, trainer)
+        report.facts["memory_estimate"] = fitted.figures()
+        module = build.build_module(config, policy, rewards, fitted.cut)
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
         return cls(trainer, module, data, report, stop, loop)
@@ -85,6 +88,8 @@ class Session:
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
+# But these cut a step and leave its objective alone: a run that did not fit may go on with others.
+FREE = ("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing")
 
 
 def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
@@ -95,6 +100,8 @@ def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
     for key in (*FIXED, "run.seed"):
         old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
         for name in difference(old, new, key):
+            if name in FREE:
+                continue
             raise UserError(
                 f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
                 f" {OmegaConf.select(made, name)}; give its own settings (they stand in {folder.config})"

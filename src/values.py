@@ -164,6 +164,15 @@ class ReferenceRows:
             unconditional_features=None if branch is None else branch[index],
         )
 
+    def first_tokens(self, length: int) -> ReferenceRows:
+        """The rows of the first `length` tokens."""
+        branch = self.unconditional_features
+        return replace(
+            self,
+            features=self.features[:, :length],
+            unconditional_features=None if branch is None else branch[:, :length],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLevel:
@@ -227,6 +236,24 @@ class TokenLevel:
             old_logp=pick(self.old_logp),
             ref_logp=pick(self.ref_logp),
             reference=None if self.reference is None else self.reference.rows(index),
+        )
+
+    def first_tokens(self, length: int) -> TokenLevel:
+        """The level cut to the first `length` token columns; what follows them changes nothing before."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[:, :length]
+
+        return replace(
+            self,
+            ids=self.ids[:, :length],
+            mask=self.mask[:, :length],
+            rollout_logp=self.rollout_logp[:, :length],
+            conditional_logp=self.conditional_logp[:, :length],
+            unconditional_features=cut(self.unconditional_features),
+            old_logp=cut(self.old_logp),
+            ref_logp=cut(self.ref_logp),
+            reference=None if self.reference is None else self.reference.first_tokens(length),
         )
 
 

@@ -37,8 +37,8 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "src.shapes.sampler": ("src.policies.contexts",),
     "src.shapes.warmstart": ("src.policies.contexts",),
 }
-# Recipes inside a room that are run, not imported: entry points, which see everything.
-ENTRY_POINTS = ("src.shapes.pretrain",)
+# Recipes inside a room and packages that are run, not imported: entry points, which see everything.
+ENTRY_POINTS = ("src.shapes.pretrain", "src.benchmark")
 # The kernels stand alone; the benchmark may also use what it compares with.
 KERNELS_THIRD_PARTY = {"torch", "triton"}
 KERNELS_BENCHMARK = "kernels.benchmark"
@@ -112,7 +112,8 @@ def test_imports_run_one_way() -> None:
 def test_every_room_is_listed() -> None:
     """A new folder of src/ would otherwise pass as an entry point."""
     rooms = {path.name for path in (ROOT / "src").iterdir() if (path / "__init__.py").is_file()}
-    assert rooms <= set(ROOMS)
+    entry_points = {name.removeprefix("src.") for name in ENTRY_POINTS}
+    assert rooms <= set(ROOMS) | entry_points
 
 
 @pytest.mark.parametrize(

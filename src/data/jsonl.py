@@ -3,53 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
+from src.data.lines import BadLines, decoded, filled_lines
 from src.data.records import PromptDataError, parse_record
 from src.values import PromptRecord
 
 
-def read_jsonl(path: str | Path) -> list[PromptRecord]:
+def read_jsonl(path: str | Path, bad: BadLines | None = None) -> list[PromptRecord]:
     """All records of a file, in its order.
 
-    Raises PromptDataError, naming file, line, field and what was expected, for a file that is missing,
-    holds no record or is not UTF-8, and for the first line that is no record. A byte-order mark is skipped.
+    Raises PromptDataError, naming file, line, field and what was expected, for a file that is missing, holds no
+    record or cannot be read, and for the first line that is no record, unless `bad` skips those.
     """
-    path = Path(path)
-    records = [parse_record(_decoded(line, where), where) for line, where in _lines(path)]
+    path, bad = Path(path), bad or BadLines()
+    records = bad.good(filled_lines(path), lambda line: parse_record(_value(*line), line[1]))
     if not records:
-        raise PromptDataError(f"{path}: no prompt in this file; expected one JSON object a line")
+        raise bad.all_bad(str(path), "one JSON object a line")
     return records
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
-    """The lines that are not blank, each with its ``file:line``.
-
-    Bytes, split at line feeds only: a line that is not UTF-8 then fails with its own number, and the
-    separators that `str.splitlines` knows beside the line feed may stand inside a prompt.
-    """
+def _value(line: bytes, where: str) -> object:
+    text = decoded(line, where)
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise PromptDataError(f"{path}: no such file; set data.path to a JSONL file of prompts") from None
-    except OSError as error:
-        raise PromptDataError(f"{path}: cannot be read ({error.strerror}); set data.path to a JSONL file") from error
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            yield line, f"{path}:{number}"
-
-
-def _decoded(line: bytes, where: str) -> object:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        raise PromptDataError(
-            f"{where}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
-        ) from error
+        return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         problem = (
             f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         )
         raise PromptDataError(f"{where}: not a JSON object ({problem}); expected one object a line") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise PromptDataError(f"{where}: not a JSON object ({error}); expected one object a line") from error

@@ -1,4 +1,4 @@
-"""Train, validation and test records: from a directory of three files, or held out of one file."""
+"""Train, validation and test records: from a directory of three files, or held out of one source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from src.data.jsonl import read_jsonl
+from src.data.lines import KINDS, BadLines
 from src.data.records import PromptDataError
+from src.data.text import read_text
 from src.values import PromptRecord
 
 SPLITS = ("train", "validation", "test")
@@ -23,22 +25,31 @@ class PromptSplits:
     test: tuple[PromptRecord, ...]
 
 
-def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05) -> PromptSplits:
-    """The splits at `path`: a directory with train.jsonl, validation.jsonl and test.jsonl, or one JSONL file.
+def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05, bad: BadLines | None = None) -> PromptSplits:
+    """The splits at `path`: a directory with train.jsonl, validation.jsonl and test.jsonl, or one prompt file.
 
-    Of a single file the share `held_out` of its different prompts becomes validation and as much test, at
-    least one prompt each, chosen by `seed`. Raises PromptDataError as `read_jsonl` does, and for a directory
+    A file is read as JSON lines, or as plain text (one prompt a line) if its name ends in .txt. Of a single
+    file the share `held_out` of its different prompts becomes validation and as much test, at least one prompt
+    each, chosen by `seed`. Raises PromptDataError as `read_jsonl` does (`bad` may skip lines), and for a directory
     without these files; warns where a prompt of the training set stands in another split too.
     """
-    path = Path(path)
+    path, bad = Path(path), bad or BadLines()
     if not path.is_dir():
-        return hold_out(read_jsonl(path), seed, held_out, str(path))
+        return hold_out(read_prompt_file(path, bad), seed, held_out, str(path))
     missing = [f"{name}.jsonl" for name in SPLITS if not (path / f"{name}.jsonl").is_file()]
     if missing:
         raise PromptDataError(f"{path}: {', '.join(missing)} missing; a data directory holds one file for each split")
-    splits = PromptSplits(*(tuple(read_jsonl(path / f"{name}.jsonl")) for name in SPLITS))
+    splits = PromptSplits(*(tuple(read_jsonl(path / f"{name}.jsonl", bad)) for name in SPLITS))
     _warn_of_overlap(splits, path)
     return splits
+
+
+def read_prompt_file(path: Path, bad: BadLines | None = None) -> list[PromptRecord]:
+    """The records of a JSONL file, or of a .txt file with a prompt a line; raises PromptDataError for other names."""
+    kind = path.suffix.lower()
+    if kind not in (".jsonl", ".txt"):
+        raise PromptDataError(f"{path}: the name says nothing of its format; expected {KINDS}")
+    return read_text(path, bad) if kind == ".txt" else read_jsonl(path, bad)
 
 
 def hold_out(records: list[PromptRecord], seed: int, held_out: float, source: str = "prompts") -> PromptSplits:

@@ -156,3 +156,12 @@ class RefreshableReference(Protocol):
     def load_reference_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put back what `reference_state` gave."""
         ...
+
+
+@runtime_checkable
+class RecomputesActivations(Protocol):
+    """What a policy has besides `Policy` if it can trade time for memory (``optim.activation_checkpointing``)."""
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep little of a forward pass and compute it again in the backward pass; gradients stay."""
+        ...

@@ -188,8 +188,8 @@ def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
 
 def placement(janus: Any) -> Hashable:
     """Where the weights that decode stand and which adapters are on: while it is equal, a decoder stays valid."""
-    parts: tuple[nn.Module, ...] = (janus.model.language_model, janus.lm_head, janus.model.generation_head)
-    return (tuple(_addresses(parts)), tuple(_adapter_states(janus.model.language_model)))
+    parts: tuple[Any, ...] = (janus.model.language_model, janus.lm_head, janus.model.generation_head)
+    return (tuple(_addresses(parts)), tuple(_adapter_states(parts[0])))
 
 
 def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:

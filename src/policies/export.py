@@ -14,14 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.policies.load import CheckpointError, check_janus_directory
+from src.policies.checkpoint import ORIGINAL, TRANSFORMERS, JanusCheckpoint, layout_of, open_checkpoint
 from src.policies.lora import load_lora
+from src.policies.original_config import has_presets, write_config
+from src.policies.original_layout import CODES_USED, has_no_counterpart, to_original
+from src.policies.processor_files import write_original_processor, write_transformers_processor
+from src.policies.weight_files import CheckpointError, mapped_tensors, read_json
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Of a base checkpoint everything is copied (tokenizer, processor, chat templates, generation config) but these.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index.json")
 WRITTEN_ANEW = ("config.json", "readme.md")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What says nothing in the other layout, or says it in another form.
+ONE_LAYOUT_ONLY = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
+CODES_USED_SLOTS = 65536  # ``VectorQuantizer`` of the released code
 
 
 def base_of_adapter(adapter: Path) -> str | None:
@@ -54,30 +61,35 @@ def write_adapter(adapter: Path, base: Path, out: Path) -> None:
     config["base_model_name_or_path"] = str(base.resolve())
     config["inference_mode"] = True
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(_adapter_page(base.resolve()), encoding="utf-8")
+    page = _adapter_page(base.resolve(), layout_of(base) == ORIGINAL)
+    (out / "README.md").write_text(page, encoding="utf-8")
 
 
-def write_merged(adapter: Path, base: Path, out: Path, dtype: str = "auto") -> None:
+def write_merged(adapter: Path, base: Path, out: Path, dtype: str = "auto", layout: str = TRANSFORMERS) -> None:
     """A whole checkpoint with the adapter merged into it.
 
     Each update is added in float32 and the sum cast once, layer by layer, so that a 7B base in bf16 needs no
-    second copy. dtype: of the result; auto keeps the base's.
+    second copy. dtype: of the result; auto keeps the base's. layout: of the result, whatever the base's.
     """
-    model = load_base(base)
-    tuned = load_lora(model, adapter, trainable=False)
+    checkpoint = open_checkpoint(base)
+    tuned = load_lora(checkpoint.model(checkpoint.dtype), adapter, trainable=False)
     merge_layers(tuned)
-    _write_model(tuned.unload(), base, out, dtype)
+    _write_model(tuned.unload(), checkpoint, out, dtype, layout)
 
 
-def write_trained(weights: Mapping[str, Tensor], base: Path, out: Path, dtype: str = "auto") -> None:
+def write_trained(
+    weights: Mapping[str, Tensor], base: Path, out: Path, dtype: str = "auto", layout: str = TRANSFORMERS
+) -> None:
     """A whole checkpoint with some of its weights replaced: full fine-tuning's.
 
-    weights: by their names in the transformers model. dtype: of the result; auto keeps the base's.
+    weights: by their names in the transformers model. dtype: of the result; auto keeps the base's. layout: of the
+    result, whatever the base's.
 
     Raises:
         CheckpointError: if a name or shape does not fit the base.
     """
-    model = load_base(base)
+    checkpoint = open_checkpoint(base)
+    model = checkpoint.model(checkpoint.dtype)
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
@@ -87,7 +99,7 @@ def write_trained(weights: Mapping[str, Tensor], base: Path, out: Path, dtype: s
                     f"{base}: trained weight {name} {tuple(value.shape)} does not fit the base ({found})"
                 )
             own[name].copy_(value)
-    _write_model(model, base, out, dtype)
+    _write_model(model, checkpoint, out, dtype, layout)
 
 
 def load_base(base: Path) -> Any:
@@ -96,15 +108,8 @@ def load_base(base: Path) -> Any:
     Raises:
         CheckpointError: if it cannot be loaded.
     """
-    from transformers import JanusForConditionalGeneration
-
-    folder = check_janus_directory(base)
-    try:
-        return JanusForConditionalGeneration.from_pretrained(
-            folder, dtype="auto", local_files_only=True, tie_word_embeddings=False
-        ).eval()
-    except Exception as error:
-        raise CheckpointError(f"{base}: cannot be loaded: {type(error).__name__}: {error}") from error
+    checkpoint = open_checkpoint(base)
+    return checkpoint.model(checkpoint.dtype)
 
 
 @torch.no_grad()
@@ -120,22 +125,67 @@ def merge_layers(model: nn.Module) -> None:
         weight.copy_(total.to(weight.dtype))
 
 
-def _write_model(model: Any, base: Path, out: Path, dtype: str) -> None:
+def _write_model(model: Any, base: JanusCheckpoint, out: Path, dtype: str, layout: str) -> None:
     if dtype != "auto":
         model.to(DTYPES[dtype])
-    model.save_pretrained(out)
-    for source in base.iterdir():
+    _copy_rest(base, out, layout)
+    if layout == ORIGINAL:
+        config = _write_original(model, base, out, dtype)
+        page = _original_page(base.folder.resolve(), has_presets(config))
+    else:
+        model.save_pretrained(out)
+        if base.layout == ORIGINAL:
+            write_transformers_processor(base, out)
+        page = _checkpoint_page(base.folder.resolve())
+    (out / "README.md").write_text(page, encoding="utf-8")
+
+
+def _copy_rest(base: JanusCheckpoint, out: Path, layout: str) -> None:
+    """The base's tokenizer, chat templates and, where the layout stays, its processor's and generation's settings."""
+    for source in base.folder.iterdir():
         name = source.name.lower()
-        if name.startswith(".") or name.endswith(WEIGHTS) or name in WRITTEN_ANEW:
+        if name.startswith(".") or name.endswith((*WEIGHTS, ".py")) or name in WRITTEN_ANEW:
+            continue
+        if layout != base.layout and name in ONE_LAYOUT_ONLY:
             continue
         if source.is_dir():
             shutil.copytree(source, out / source.name, dirs_exist_ok=True)
         else:
             shutil.copyfile(source, out / source.name)
-    (out / "README.md").write_text(_checkpoint_page(base.resolve()), encoding="utf-8")
 
 
-def _adapter_page(base: Path) -> str:
+def _write_original(model: Any, base: JanusCheckpoint, out: Path, dtype: str) -> dict[str, Any]:
+    """Weights and config in the original layout; returns the config.
+
+    What transformers' Janus has no place for is taken over from a base of the original layout.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    weights = {name: value.detach() for name, value in to_original(model.state_dict()).items()}
+    kind = weights["language_model.lm_head.weight"].dtype
+    if base.layout == ORIGINAL:
+        rest = {name: value for name, value in mapped_tensors(base.folder).items() if has_no_counterpart(name)}
+        weights |= rest if dtype == "auto" else {name: value.to(kind) for name, value in rest.items()}
+        config: dict[str, Any] = dict(read_json(base.folder / "config.json"))
+        config["torch_dtype"] = config["language_config"]["torch_dtype"] = _name(kind)
+    else:
+        weights[CODES_USED] = torch.zeros(CODES_USED_SLOTS, dtype=kind)
+        config = write_config(base.config, _name(kind))
+        write_original_processor(base, out)
+    save_torch_state_dict(weights, out, metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _adapter_page(base: Path, original: bool) -> str:
+    note = (
+        "\nThat checkpoint is in the layout Janus was released in, which transformers does not read: where the code"
+        "\nbelow loads the base, give the same model in transformers' layout, as deepseek-community publishes it.\n"
+    )
     return f"""---
 base_model: {base}
 library_name: peft
@@ -144,7 +194,7 @@ tags: [lora, text-to-image, bicot-grpo]
 
 A LoRA adapter trained with BiCoT-GRPO (arXiv 2505.00703) for the Janus checkpoint at
 `{base}`. If that moved, write its new place into `adapter_config.json`.
-
+{note if original else ""}
 ```python
 from peft import PeftModel
 from transformers import JanusForConditionalGeneration
@@ -171,4 +221,21 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 model = JanusForConditionalGeneration.from_pretrained("path/to/this/folder")
 processor = AutoProcessor.from_pretrained("path/to/this/folder")
 ```
+"""
+
+
+def _original_page(base: Path, presets: bool) -> str:
+    readers = (
+        "It is loaded by the released code (github.com/deepseek-ai/Janus) or, as `model.path`, by the trainer"
+        if presets
+        else "Its sizes are none of the released code's presets: it is loaded, as `model.path`, only by the trainer"
+    )
+    return f"""---
+base_model: {base}
+tags: [text-to-image, bicot-grpo]
+---
+
+A Janus checkpoint trained with BiCoT-GRPO (arXiv 2505.00703) from the one at
+`{base}`, in the layout Janus was released in.
+{readers} that wrote it.
 """

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.policies.base import EngineSettings
+from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.policies.decoder import DecoderKeeper, JanusDecoder, features, head
 from src.policies.lora import LoraSettings, attach_lora, load_lora
@@ -112,16 +113,24 @@ class JanusPolicy(nn.Module):
         janus, context, ids = self.janus, level.context, level.ids
         text = janus.get_input_embeddings()
         inputs = ids[:, :-1]
-        embedded = text(inputs) if name == PLAN else janus.prepare_embeddings_for_image_generation(inputs)
+        if name == PLAN:
+            # One look-up: each would make a gradient of the whole table.
+            embedded = text(torch.cat([context.ids, inputs], dim=1))
+        else:
+            image = janus.prepare_embeddings_for_image_generation(inputs)
+            embedded = torch.cat([text(context.ids), image], dim=1)
         mask = torch.cat([context.mask, torch.ones_like(inputs, dtype=torch.bool)], dim=1)
         hidden = janus.model.language_model(
-            inputs_embeds=torch.cat([text(context.ids), embedded], dim=1),
+            inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp_min(0),
             use_cache=False,
         ).last_hidden_state
         read = hidden[:, context.ids.shape[1] - 1 :]
         return LevelOutput(features(janus, name, read), head(janus, name))
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_layers(self.janus.model.language_model.layers)
 
     def decoder(self) -> JanusDecoder:
         """The weights as they are now; unmerged, one decoder that lives as long as the weights stay where they are."""

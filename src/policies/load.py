@@ -1,63 +1,39 @@
-"""From a checkpoint directory to a policy."""
+"""From a checkpoint directory of either layout to a policy."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from src.hub import WeightsNotFound, find_directory
+from src.policies.checkpoint import check_janus_directory, open_checkpoint
 from src.policies.janus import JanusPolicy
 from src.policies.lora import LoraSettings, check_adapter_directory, check_adapter_fits
+from src.policies.weight_files import CheckpointError
 
-
-class CheckpointError(ValueError):
-    """A checkpoint directory is missing, damaged or of another family; the message names path and fix."""
-
-
-def check_janus_directory(path: str | Path) -> Path:
-    """The directory at `path`, checked to look like a Janus checkpoint before any weight is read.
-
-    Raises:
-        CheckpointError: naming what is missing or wrong.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"model.path={path}: no such directory; give a Janus checkpoint in transformers' format")
-    config = folder / "config.json"
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        kind = content.get("model_type") if isinstance(content, dict) else None
-    except FileNotFoundError:
-        raise CheckpointError(f"{config}: not found; model.path must be a checkpoint directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{config}: not valid JSON ({error}); the checkpoint is damaged") from None
-    if kind != "janus":
-        raise CheckpointError(f"{config}: model_type is {kind!r}, expected 'janus'")
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder}: no *.safetensors weights in it")
-    return folder
+# What is downloaded of a repository: weights, configs, tokenizer, chat templates; never code.
+PATTERNS = ("*.safetensors", "*.bin", "*.json", "*.jinja")
 
 
 def find_checkpoint(path: str | Path | None, repository: str | None) -> Path:
-    """The checkpoint directory: `path`, or without one `repository` in the local Hugging Face cache.
+    """The checkpoint directory: `path`, or without one `repository` from the Hugging Face cache, else from the hub.
 
-    Nothing is downloaded. Raises CheckpointError naming what to download or where to point.
+    Raises:
+        CheckpointError: naming what is missing or wrong, and what to download or where to point.
     """
-    if path is not None:
-        return check_janus_directory(path)
-    if repository is None:
-        raise CheckpointError("model.path: not set; give a Janus checkpoint in transformers' format")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return check_janus_directory(snapshot_download(repository, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, CheckpointError) as error:
+        folder = find_directory("model.path", path, repository, PATTERNS)
+    except WeightsNotFound as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        return check_janus_directory(folder)
+    except CheckpointError as error:
+        if path is not None:
+            raise
         raise CheckpointError(
-            f"the weights of {repository} are not at hand: download them (`hf download {repository}`)"
-            " or give their directory as model.path=DIR"
+            f"{error} (the local copy of {repository}; if it is not complete: `hf download {repository}`)"
         ) from error
 
 
@@ -82,39 +58,21 @@ def load_janus(
     lora: dict[str, Any] | None = None,
     merge_rollout: bool | None = None,
 ) -> JanusPolicy:
-    """The policy of a Janus checkpoint directory; see `JanusConfig` for the arguments.
+    """The policy of a Janus checkpoint directory of either layout; see `JanusConfig` for the arguments.
 
     Raises:
         CheckpointError: if the directory is no loadable Janus checkpoint.
         ValueError: if the adapter does not fit it.
     """
-    folder = find_checkpoint(path, repository)
     if adapter is not None:
         check_adapter_directory(Path(adapter))
-        check_adapter_fits(Path(adapter), folder)
-    from transformers import AutoTokenizer, JanusForConditionalGeneration
-
+    checkpoint = open_checkpoint(find_checkpoint(path, repository))
+    if adapter is not None:
+        check_adapter_fits(Path(adapter), {k: v.shape for k, v in checkpoint.weights.items()}, checkpoint.folder)
     trains_weights = lora is None and adapter is None
-    try:
-        # Without this, a config that leaves the key out is read as tied (transformers' default), and
-        # Janus-Pro's own lm_head would be overwritten by the embeddings.
-        janus, report = JanusForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=resolve_dtype(dtype, trains_weights),
-            local_files_only=True,
-            tie_word_embeddings=False,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"model.path={folder}: cannot be loaded: {type(error).__name__}: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise CheckpointError(f"model.path={folder}: {len(missing)} weights are missing: {shown}")
     return JanusPolicy(
-        janus,
-        tokenizer,
+        checkpoint.model(resolve_dtype(dtype, trains_weights)),
+        checkpoint.tokenizer,
         lora=None if lora is None else LoraSettings(**lora),
         adapter=None if adapter is None else Path(adapter),
         merge_rollout=merge_rollout,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,17 +56,15 @@ def check_adapter_directory(path: Path) -> None:
             raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
 
 
-def check_adapter_fits(adapter: Path, base: Path) -> None:
-    """Raise ValueError where an adapter's shapes are not those of the checkpoint directory `base`.
+def check_adapter_fits(adapter: Path, shapes: Mapping[str, Sequence[int]], base: Path) -> None:
+    """Raise ValueError where an adapter's shapes are not those of its base's weights.
 
-    Reads the files' headers only. A layer that the checkpoint names otherwise is left to `load_lora`.
+    Reads the adapter's header only. A layer the base does not have is left to `load_lora`.
+
+    shapes: of the base's weights by transformers' names. base: its directory, for the message.
     """
     from safetensors import SafetensorError, safe_open
 
-    shapes: dict[str, list[int]] = {}
-    for file in base.glob("*.safetensors"):
-        with safe_open(str(file), "pt") as opened:
-            shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118 (no mapping)
     try:
         with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as opened:
             for key in opened.keys():  # noqa: SIM118

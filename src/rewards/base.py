@@ -37,15 +37,15 @@ class RewardExpert(Metric):
     """One judge of images; subclasses declare `name` and `score_range` and write `score`.
 
     Class attributes: `name` is the expert's name in reports and configs; `score_range` the inclusive
-    bounds of every score; `higher_is_better` its direction (where it is False an ensemble subtracts the
-    score).
+    bounds of every score (an instance may know narrower ones); `higher_is_better` its direction (where it
+    is False an ensemble subtracts the score).
 
     `score` must be a function of each row alone: batched scoring equals scoring one by one, the same
     input gives the same scores. The contract tests in tests/rewards hold every expert to this.
     """
 
     name: ClassVar[str]
-    score_range: ClassVar[tuple[float, float]]
+    score_range: tuple[float, float]
     higher_is_better: bool = True
     is_differentiable: bool = False
     # With a full state update torchmetrics' forward would run the expert twice.

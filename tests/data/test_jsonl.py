@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.data.jsonl import read_jsonl
+from src.data.lines import BadLines
 from src.data.records import PromptDataError, parse_record
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 
@@ -113,7 +114,7 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
 def test_a_file_without_records_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(PromptDataError, match=r"p\.jsonl: no prompt in this file"):
+    with pytest.raises(PromptDataError, match=r"p\.jsonl: no prompt in it"):
         read_jsonl(write(tmp_path / "p.jsonl", content))
 
 
@@ -155,3 +156,18 @@ def test_the_released_training_set_loads_completely() -> None:
     assert all(record.spatial for record in records if record.task_type == "spatial")
     assert all(record.counts for record in records if record.task_type == "numeracy")
     assert all(record.attribute_nouns for record in records if record.task_type in ("color", "texture", "shape"))
+
+
+def test_bad_lines_can_be_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n[]\n{"prompt": 3}\n{"prompt": "b", "nouns": "x"}\n{"prompt": "c"}\n')
+    bad = BadLines("skip")
+    assert [record.prompt for record in read_jsonl(file, bad)] == ["a", "c"]
+    assert [problem.split(": ")[0] for problem in bad.problems] == [f"{file}:{line}" for line in (2, 3, 4)]
+
+
+def test_an_endless_integer_is_a_bad_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": ' + "9" * 5000 + "}\n")
+    with pytest.raises(PromptDataError, match=r"prompts\.jsonl:1: not a JSON object"):
+        read_jsonl(file)

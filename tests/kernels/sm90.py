@@ -81,9 +81,7 @@ def assemble(
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs, attributes)
     with redirect_stdout(io.StringIO()) as printed:
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, **options}
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, **options})
     log = printed.getvalue()
     stack, stores, loads = (int(x) for x in USAGE.search(log).groups())  # type: ignore[union-attr]
     registers = int(re.search(r"Used (\d+) registers", log).group(1))  # type: ignore[union-attr]
@@ -260,7 +258,9 @@ def cases(which: str) -> dict[str, Any]:
     draws = [("bf16", True, False, False, True, 16_384), ("bf16", True, True, True, True, 16_384)]
     if which == "all":
         flags = [(g, k, p, f) for g in (False, True) for k, p, f in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 0))]
-        draws = [(d, g, bool(k), bool(p), bool(f), v) for d in ITEMSIZE for g, k, p, f in flags for v in (16_384, 100_015)]
+        draws = [
+            (d, g, bool(k), bool(p), bool(f), v) for d in ITEMSIZE for g, k, p, f in flags for v in (16_384, 100_015)
+        ]
     for dtype, guided, top_k, top_p, full, vocabulary in draws:
         name = f"sampling {dtype} guided={guided} top_k={top_k} top_p={top_p} V={vocabulary}"
         made[name] = partial(sampling_case, dtype, guided, top_k, top_p, full, vocabulary)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from src import build
 from src.policies.janus import JanusPolicy
-from src.policies.load import CheckpointError, load_janus, resolve_dtype
+from src.policies.load import PATTERNS, find_checkpoint, load_janus, resolve_dtype
 from src.policies.lora import LoraSettings, target_pattern
+from src.policies.weight_files import CheckpointError
 from src.values import PLAN
 from tests.policies.oracle import level_logps
+from tests.policies.original import save_tiny_original, tiny_janus_of_both
 from tests.policies.test_decoder import contexts, some_ids
 from tests.policies.tiny import draw_adapter, save_tiny_checkpoint, tiny_janus, tiny_policy, tiny_tokenizer
+from tests.tiny_run import default_config
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,53 @@ def test_an_untied_lm_head_survives_a_config_that_does_not_say_so(copied: Path) 
     saved = tiny_janus()
     assert torch.equal(janus.lm_head.weight, saved.lm_head.weight)
     assert not torch.equal(janus.lm_head.weight, janus.model.language_model.embed_tokens.weight)
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local Hugging Face cache with one repository of the original layout in it, and no network."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--deepseek-ai--Janus-Pro-1B"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    save_tiny_original(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    return snapshot
+
+
+def test_without_a_path_the_repository_is_looked_up(cached: Path) -> None:
+    assert find_checkpoint(None, "deepseek-ai/Janus-Pro-1B") == cached
+    policy: Any = build.build_policy(default_config("model=janus_pro_1b", "model.repository=deepseek-ai/Janus-Pro-1B"))
+    assert torch.equal(policy.janus.lm_head.weight, tiny_janus_of_both().lm_head.weight)
+    # The base's place goes into adapters that are saved.
+    assert policy.adapter.peft_config["default"].base_model_name_or_path == str(cached)
+
+
+@pytest.mark.parametrize("repository", ["CaraJ/T2I-R1", None])
+def test_a_repository_that_is_not_at_hand(cached: Path, repository: str | None) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.path") as caught:
+        load_janus(None, repository)
+    assert repository is None or f"hf download {repository}" in str(caught.value)
+
+
+def test_a_local_copy_that_is_not_complete(cached: Path) -> None:
+    (cached / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"no weights in it.*`hf download deepseek-ai/Janus-Pro-1B`"):
+        load_janus(None, "deepseek-ai/Janus-Pro-1B")
+
+
+def test_no_code_is_downloaded() -> None:
+    from fnmatch import fnmatch
+
+    def wanted(name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in PATTERNS)
+
+    needed = "config.json model-00001-of-00002.safetensors pytorch_model.bin tokenizer.json chat_template.jinja"
+    assert all(wanted(name) for name in [*needed.split(), "additional_chat_templates/plan.jinja"])
+    assert not any(wanted(name) for name in ("modeling_vlm.py", "janus/models/vq_model.py", "README.md"))
 
 
 def test_bfloat16_on_request(checkpoint: Path) -> None:
@@ -99,7 +151,7 @@ def test_missing_weights_are_refused(copied: Path) -> None:
     name = next(n for n in weights if n.endswith("layers.1.mlp.up_proj.weight"))
     del weights[name]
     save_file(weights, str(copied / "model.safetensors"), metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 weights are missing.*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(CheckpointError, match=r"1 missing: .*layers\.1\.mlp\.up_proj"):
         load_janus(copied, lora={"r": 2})
 
 
@@ -152,7 +204,7 @@ def test_an_adapter_of_another_width_is_refused_before_any_weight_is_loaded(
 ) -> None:
     from transformers import JanusForConditionalGeneration
 
-    tiny_janus().save_pretrained(tmp_path / "base")
+    save_tiny_checkpoint(tmp_path / "base")
     tiny_policy(hidden=64).adapter.save_pretrained(str(tmp_path / "wide"))
     monkeypatch.setattr(JanusForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=r"does not fit the base model: .* made for a width of 128, .* has 64"):

@@ -36,6 +36,7 @@ def tiny_janus(
     side: int = 3,
     codes: int = 24,
     vocabulary: int = 64,
+    res_blocks: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """A `JanusForConditionalGeneration` with side*side image tokens; weights large enough to tell tokens apart."""
@@ -74,7 +75,7 @@ def tiny_janus(
             latent_channels=32,
             base_channels=32,
             channel_multiplier=[1, 1, 2],
-            num_res_blocks=0,
+            num_res_blocks=res_blocks,
             num_patches=side,
             projection_dim=hidden,
             image_token_embed_dim=hidden,

@@ -1,13 +1,18 @@
-"""What every reward expert owes: one case a class, every class found in src/rewards must have one."""
+"""What every reward expert owes: one case a class, every class found in src/rewards must have one.
+
+Experts without weights have their case in this file, those with weights in `tests.rewards.tiny_experts`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +24,13 @@ from src.rewards.ensemble import RewardEnsemble
 from src.rewards.shapes_judge import ShapesJudge
 from src.shapes.splits import split_prompts, to_record
 from src.values import PromptRecord
+from tests.rewards import tiny_experts
+from tests.rewards.tiny_experts import TinyExpert
 from tests.rewards.toy import Brightness, Glare, NamedChannel, about
 
 IMAGES = 12
+# Rounding of float32, for scores within [0, 1] and for those up to 100 alike.
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -64,14 +73,20 @@ CASES: dict[type[RewardExpert], Case] = {
     Glare: Case(Glare, colours, noise(5)),
     ShapesJudge: Case(ShapesJudge, drawn_records, drawn_pixels),
 }
+TINY: dict[type[RewardExpert], TinyExpert] = {module.EXPERT: module for module in tiny_experts.found()}
+
+
+def tiny_case(module: TinyExpert, folder: Path) -> Case:
+    arguments = module.write(folder)
+    return Case(lambda: module.EXPERT(**arguments), lambda: module.records(IMAGES), noise(module.SIDE))
 
 
 def experts_in_project() -> set[type[RewardExpert]]:
-    """Every RewardExpert subclass defined in a module of src/rewards."""
+    """Every RewardExpert that can be made and is defined in a module of src/rewards."""
     found = set()
     for module in pkgutil.walk_packages(src.rewards.__path__, "src.rewards."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, RewardExpert) and value is not RewardExpert:
+            if isinstance(value, type) and issubclass(value, RewardExpert) and not inspect.isabstract(value):
                 found.add(value)
     return found
 
@@ -79,12 +94,16 @@ def experts_in_project() -> set[type[RewardExpert]]:
 def test_every_expert_has_a_case() -> None:
     found = experts_in_project()
     assert ShapesJudge in found
-    assert found <= set(CASES), "give each new expert a Case in this file"
+    assert found <= {*CASES, *TINY}, (
+        "give each new expert a Case in this file or a module in tests/rewards/tiny_experts"
+    )
 
 
-@pytest.fixture(params=CASES, ids=lambda kind: kind.__name__)
-def case(request: pytest.FixtureRequest) -> Case:
-    return CASES[request.param]
+@pytest.fixture(scope="module", params=[*CASES, *TINY], ids=lambda kind: kind.__name__)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    if request.param in CASES:
+        return CASES[request.param]
+    return tiny_case(TINY[request.param], tmp_path_factory.mktemp("weights"))
 
 
 def scores_of(
@@ -125,9 +144,9 @@ def test_batched_equals_one_by_one(case: Case) -> None:
     scores, details = scores_of(expert, pixels, records)
     for i in range(IMAGES):
         one, one_details = scores_of(expert, pixels[i : i + 1], records[i : i + 1])
-        torch.testing.assert_close(one, scores[i : i + 1], rtol=0, atol=1e-6)
+        torch.testing.assert_close(one, scores[i : i + 1], **CLOSE)
         for name, value in one_details.items():
-            torch.testing.assert_close(value, details[name][i : i + 1], rtol=0, atol=1e-6, equal_nan=True)
+            torch.testing.assert_close(value, details[name][i : i + 1], **CLOSE, equal_nan=True)
 
 
 def test_neighbours_and_order_do_not_matter(case: Case) -> None:
@@ -135,7 +154,7 @@ def test_neighbours_and_order_do_not_matter(case: Case) -> None:
     order = torch.randperm(IMAGES)
     scores, _ = scores_of(expert, pixels, records)
     shuffled, _ = scores_of(expert, pixels[order], [records[i] for i in order.tolist()])
-    torch.testing.assert_close(shuffled, scores[order], rtol=0, atol=1e-6)
+    torch.testing.assert_close(shuffled, scores[order], **CLOSE)
 
 
 def test_scoring_is_a_function(case: Case) -> None:
@@ -154,11 +173,11 @@ def test_metric_accumulates_the_mean_over_images(case: Case) -> None:
     expert, pixels, records = case.make(), case.pixels(), case.records()
     singly = [scores_of(expert, pixels[i : i + 1], records[i : i + 1])[0].double().item() for i in range(IMAGES)]
     expert.update(pixels[:5], records[:5])
-    assert expert(pixels[5:], records[5:]).item() == pytest.approx(sum(singly[5:]) / (IMAGES - 5), abs=1e-6)
-    assert expert.compute().item() == pytest.approx(sum(singly) / IMAGES, abs=1e-6)
+    assert expert(pixels[5:], records[5:]).item() == pytest.approx(sum(singly[5:]) / (IMAGES - 5), abs=1e-6, rel=1e-6)
+    assert expert.compute().item() == pytest.approx(sum(singly) / IMAGES, abs=1e-6, rel=1e-6)
     expert.reset()
     expert.update(pixels[:1], records[:1])
-    assert expert.compute().item() == pytest.approx(singly[0], abs=1e-6)
+    assert expert.compute().item() == pytest.approx(singly[0], abs=1e-6, rel=1e-6)
 
 
 def test_pickles_with_its_state(case: Case) -> None:
@@ -178,5 +197,6 @@ def test_nothing_leaks_into_the_module_that_holds_an_ensemble(case: Case) -> Non
     holder = Holder()
     holder.rewards(case.pixels(), case.records())
     assert not holder.state_dict()
+    assert not case.make().state_dict()
     assert not list(holder.parameters())
     assert list(holder.modules()) == [holder]

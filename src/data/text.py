@@ -1,0 +1,21 @@
+"""Plain-text prompt files: UTF-8, one prompt a line, blank lines allowed; no metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src.data.lines import BadLines, decoded, filled_lines
+from src.values import PromptRecord
+
+
+def read_text(path: str | Path, bad: BadLines | None = None) -> list[PromptRecord]:
+    """The prompts of a file, in its order, the white space around each taken off.
+
+    Raises PromptDataError for a file that is missing, empty or cannot be read, and, naming file and line, for a
+    line that is not UTF-8, unless `bad` skips those.
+    """
+    path, bad = Path(path), bad or BadLines()
+    records = bad.good(filled_lines(path), lambda line: PromptRecord(decoded(*line).strip()))
+    if not records:
+        raise bad.all_bad(str(path), "one prompt a line")
+    return records

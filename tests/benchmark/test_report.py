@@ -1,0 +1,79 @@
+"""Rows, bars and files; and the whole way on the tiny model."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from src import cli
+from src.benchmark.__main__ import COMMAND
+from src.benchmark.rollouts import beside_ours
+from src.benchmark.rows import OURS, TRAIN_STEP, Row, bars, table
+
+STEP = Row("image_step", "7b", 16, OURS, seconds=4.0, ms_per_token=6.94)
+PEERS = [
+    Row("peers", "7b", 16, OURS, seconds=4.0),
+    Row("peers", "7b", 16, "T2I-R1's loop", seconds=20.0),
+    Row("peers", "7b", 16, "transformers generate", seconds=8.0),
+    Row("peers", "7b", 16, "transformers generate, compiled (default)", seconds=5.0),
+    Row("peers", "7b", 16, "transformers generate, compiled (reduce-overhead)", status="failed", note="X"),
+]
+
+
+def test_the_best_form_of_a_peer_counts() -> None:
+    found = {bar.name: bar for bar in bars([STEP, *beside_ours(PEERS)], "NVIDIA H200")}
+    assert found["7b, 16 images, a token step"].met is True
+    assert found["7b, images/s against T2I-R1's loop"].found == "5.00x"
+    assert found["7b, images/s against T2I-R1's loop"].met is True
+    assert found["7b, images/s against transformers generate"].found == "1.25x"
+    assert found["7b, images/s against transformers generate"].met is False
+
+
+def test_a_peer_that_never_ran_is_not_beaten() -> None:
+    rows = beside_ours([PEERS[0], replace(PEERS[1], status="failed", seconds=None)])
+    assert [bar.met for bar in bars(rows, "NVIDIA H200")] == [False, False]
+
+
+@pytest.mark.parametrize(("ms", "met"), [(7.0, True), (7.01, False)])
+def test_times_count_on_the_card_they_were_promised_for(ms: float, met: bool) -> None:
+    row = replace(STEP, ms_per_token=ms)
+    assert bars([row], "NVIDIA H200")[0].met is met
+    assert bars([row], "NVIDIA H100 80GB HBM3")[0].met is None
+
+
+def test_the_whole_step_has_a_time_and_a_peak() -> None:
+    row = Row("train_step", "7b", 16, TRAIN_STEP, seconds=9.5, peak_gib=39.0)
+    assert [bar.met for bar in bars([row], "NVIDIA H200")] == [False, True]
+    assert [bar.met for bar in bars([replace(row, what="whole step, guided")], "NVIDIA H200")] == []
+
+
+def test_failures_are_shown_with_their_reason() -> None:
+    assert "failed" in table(PEERS)
+    assert table(PEERS).splitlines()[-1].endswith("(reduce-overhead): X")
+
+
+@pytest.mark.slow
+def test_the_whole_way_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sizes=[tiny]", "images=[4]", "scaling=[2,4]", "rounds=1", "group_size=2", "compile=false"]
+    assert cli.run(COMMAND, [*arguments, f"out={tmp_path}"]) == 0
+    with (tmp_path / "cpu.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["section"] for row in rows} == {"image_step", "scaling", "ablation", "peers", "train_step"}
+    assert {row["status"] for row in rows} == {"ok"}
+    guided = [row for row in rows if row["section"] == "train_step" and row["what"].endswith(", guided")]
+    whole, *parts = (float(row["seconds"]) for row in guided)
+    assert whole == pytest.approx(sum(parts), rel=1e-3)
+    assert (tmp_path / "cpu.png").stat().st_size > 5000
+    assert "images/s against T2I-R1's loop" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("sizes=[3b]", "sizes=3b: expected some of tiny, 1b, 7b"), ("parts=[all]", "parts=all"), ("rounds=0", "rounds=0")],
+)
+def test_wrong_choices(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(COMMAND, [argument]) == 2
+    assert message in capsys.readouterr().err
