@@ -19,6 +19,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.training.callbacks import (
     BestByValidation,
@@ -59,7 +60,7 @@ class Session:
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
-        operations = build.build_operations(config)
+        operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
             refuse_changes(folder, config)
             data.start_step = finished_batches(checkpoint)
@@ -75,6 +76,7 @@ class Session:
         policy = build.build_policy(config)
         fitted = fit_to_memory(config, policy, data, rewards, trainer)
         report.facts["memory_estimate"] = fitted.figures()
+        report.facts["rollout_graph"] = isinstance(policy, HasEngine) and engine.captures(build.device(config))
         module = build.build_module(config, policy, rewards, fitted.cut)
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
@@ -88,8 +90,11 @@ class Session:
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-# But these cut a step and leave its objective alone: a run that did not fit may go on with others.
-FREE = ("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing")
+# But these say how a step is computed, not what: a run that did not fit may go on with others.
+FREE = (
+    *("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing"),
+    *("rollout.max_rows", "rollout.graph", "rollout.engine"),
+)
 
 
 def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
@@ -100,7 +105,7 @@ def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
     for key in (*FIXED, "run.seed"):
         old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
         for name in difference(old, new, key):
-            if name in FREE:
+            if name.startswith(FREE):
                 continue
             raise UserError(
                 f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"

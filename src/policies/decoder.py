@@ -201,4 +201,5 @@ def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:
 def _adapter_states(model: nn.Module) -> Iterator[Hashable]:
     for module in model.modules():
         if hasattr(module, "lora_A"):
-            yield (module.disable_adapters, module.merged, tuple(module.active_adapters))
+            lora: Any = module
+            yield (lora.disable_adapters, lora.merged, tuple(lora.active_adapters))

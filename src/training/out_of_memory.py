@@ -12,7 +12,8 @@ SMALLER_UPDATE = (
     " a shorter rollout.max_plan_tokens needs less; docs/MEMORY.md has the sizes"
 )
 SMALLER_ROLLOUT = (
-    "lower rollout.prompts_per_step, rollout.group_size or rollout.max_plan_tokens (in evaluations"
+    "set rollout.max_rows, the rollouts decoded at once (null takes what fits when training starts), or"
+    " lower rollout.prompts_per_step, rollout.group_size or rollout.max_plan_tokens (in evaluations"
     " evaluation.batch_size); docs/MEMORY.md has the sizes"
 )
 
