@@ -109,8 +109,8 @@ class DecoderKeeper:
 
     def __init__(self) -> None:
         self.memory = CacheMemory()
-        self._decoder: JanusDecoder | None = None
-        self._made_of: Hashable = None
+        self._decoders: dict[Hashable, JanusDecoder] = {}
+        self._placement: Hashable = None
         self._image_embeddings: dict[Hashable, Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> DecoderKeeper:
@@ -122,20 +122,26 @@ class DecoderKeeper:
     def release(self) -> None:
         """Give the cache's memory back, and what was captured on it."""
         self.memory.release()
-        self._decoder, self._made_of = None, None
+        self._decoders.clear()
 
     def decoder(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
         """The decoder of the weights as they are, adapter included.
 
-        In place it is the same object until the weights move or the settings change; merged it is a new one.
+        In place it is the same object for the same settings until the weights move; merged it is a new one.
         """
         form = form_of(janus, engine, merge)
         if form == "merged":
             return self._made(janus, engine, form, adapter=True)
-        if self._decoder is None or self._made_of != (engine, form, placement(janus)):
-            self._decoder = self._made(janus, engine, form, adapter=True)
-            self._made_of = (engine, form, placement(janus))
-        return self._decoder
+        if self._placement != placement(janus):
+            self._decoders.clear()
+        if (engine, form) not in self._decoders:
+            made = self._made(janus, engine, form, adapter=True)
+            if self._placement != (now := placement(janus)):
+                # Weights of a group were put into one storage: what reads them elsewhere is void.
+                self._decoders.clear()
+                self._placement = now
+            self._decoders[engine, form] = made
+        return self._decoders[engine, form]
 
     def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
         """A decoder of the weights with the adapter left out."""
@@ -150,7 +156,8 @@ class DecoderKeeper:
             shared_prefix=engine.shared_prefix,
             sliced=engine.filled_attention and not engine.captures(janus.lm_head.weight.device),
         )
-        return JanusDecoder(janus, trunk, self._embeddings_of(janus), self.memory, engine)
+        memory = self.memory if engine.reuse_cache else CacheMemory()
+        return JanusDecoder(janus, trunk, self._embeddings_of(janus), memory, engine)
 
     @torch.no_grad()
     def _embeddings_of(self, janus: Any) -> Tensor:
