@@ -64,8 +64,6 @@ class JanusDecoder:
 
     @torch.no_grad()
     def start(self, level: str, context: TokenContext, steps: int) -> tuple[DecodeState, Tensor]:
-        if not self.engine.reuse_cache:
-            self._memory.release()
         prefix = self._trunk.read(context.ids, context.mask)
         state = self._trunk.start(self._memory, level, prefix, steps)
         if self._moves != self._memory.moves:
@@ -79,6 +77,11 @@ class JanusDecoder:
         if state.turn != self._memory.turn:
             raise RuntimeError("this decode is over: a later start() has its cache; finish one before the next")
         return features(self._janus, state.level, self._trunk.step(self._embed(state.level, ids), state))
+
+    def finish(self, state: DecodeState) -> None:
+        if not self.engine.reuse_cache:
+            self.captured.clear()
+            self._memory.release()
 
     def moving(self, state: DecodeState) -> Sequence[Tensor]:
         return (state.length,)
@@ -162,14 +165,9 @@ class DecoderKeeper:
     @torch.no_grad()
     def _embeddings_of(self, janus: Any) -> Tensor:
         """(K, H): one look-up a token instead of the aligner's two linears, made anew if their weights changed."""
-        model = janus.model
-        made_of = tuple(
-            (parameter.data_ptr(), parameter.dtype, parameter._version)
-            for part in (model.generation_embeddings, model.generation_aligner)
-            for parameter in part.parameters()
-        )
+        made_of = _generation_side(janus)
         if made_of not in self._image_embeddings:
-            table = model.generation_embeddings
+            table = janus.model.generation_embeddings
             codes = torch.arange(table.num_embeddings, device=table.weight.device)
             self._image_embeddings = {made_of: janus.prepare_embeddings_for_image_generation(codes)}
         return self._image_embeddings[made_of]
@@ -196,7 +194,16 @@ def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
 def placement(janus: Any) -> Hashable:
     """Where the weights that decode stand and which adapters are on: while it is equal, a decoder stays valid."""
     parts: tuple[Any, ...] = (janus.model.language_model, janus.lm_head, janus.model.generation_head)
-    return (tuple(_addresses(parts)), tuple(_adapter_states(parts[0])))
+    return (tuple(_addresses(parts)), tuple(_adapter_states(parts[0])), _generation_side(janus))
+
+
+def _generation_side(janus: Any) -> Hashable:
+    """Where the weights behind the image tokens' embeddings stand, and how often they were written."""
+    return tuple(
+        (parameter.data_ptr(), parameter.dtype, parameter._version)
+        for part in (janus.model.generation_embeddings, janus.model.generation_aligner)
+        for parameter in part.parameters()
+    )
 
 
 def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:

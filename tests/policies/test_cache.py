@@ -10,7 +10,8 @@ import torch
 from src.policies import cache as cache_module
 from src.policies.base import EngineSettings
 from src.policies.cache import CacheMemory, CacheShape, rows_within
-from src.values import IMAGE, PLAN
+from src.rollout.decode import decode
+from src.values import IMAGE, PLAN, Sampling
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids, stepwise_logps
 from tests.policies.tiny import tiny_policy
@@ -145,6 +146,19 @@ def test_grouping_the_weights_voids_decoders_that_read_them_apart() -> None:
     expected = level_logps(policy.janus, PLAN, context, ids)
     for decoder in (together, policy.decoder()):
         torch.testing.assert_close(stepwise_logps(decoder, PLAN, context, ids), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_what_a_rollout_leaves_behind(reuse: bool) -> None:
+    policy = tiny_policy(merge_rollout=False)
+    policy.engine = EngineSettings(reuse_cache=reuse)
+    context = contexts(policy, PLAN)
+    decode(policy.decoder(), PLAN, context, torch.rand((4, 3), dtype=torch.float64), Sampling())
+    decoder = policy.decoder()
+    assert (decoder._memory.bytes > 0) == reuse
+    policy.release_cache()
+    assert policy._keeper.memory.bytes == 0
+    assert policy.decoder() is not decoder
 
 
 def test_a_void_state_is_refused() -> None:
