@@ -122,9 +122,7 @@ def step_shape(
         mask_per_layer=trainer.strategy.root_device.type == "cuda",
         processes=trainer.world_size,
         max_rows=rollout.max_rows,
-        expert_bytes=sum(
-            x.numel() * x.element_size() for expert in rewards.experts.values() for x in expert.parameters()
-        ),
+        expert_bytes=rewards.device_bytes(),
     )
 
 

@@ -25,6 +25,7 @@ from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
     ResumableCheckpoint,
+    RewardWatch,
     RunReport,
     StepLogs,
     StepProgress,
@@ -90,10 +91,18 @@ class Session:
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-# But these say how a step is computed, not what: a run that did not fit may go on with others.
+# But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
+# where the experts are (a server may come back at another address).
 FREE = (
-    *("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing"),
-    *("rollout.max_rows", "rollout.graph", "rollout.engine"),
+    "optim.microbatch",
+    "optim.split_levels",
+    "optim.activation_checkpointing",
+    "rollout.max_rows",
+    "rollout.graph",
+    "rollout.engine",
+    "rewards.devices",
+    "rewards.remote",
+    "rewards.watch",
 )
 
 
@@ -105,7 +114,7 @@ def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
     for key in (*FIXED, "run.seed"):
         old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
         for name in difference(old, new, key):
-            if name.startswith(FREE):
+            if any(name == free or name.startswith(f"{free}.") for free in FREE):
                 continue
             raise UserError(
                 f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
@@ -142,12 +151,14 @@ def _callbacks(
         folder.best_weights,
         stop,
     )
+    watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     report = RunReport(
         folder,
         data.test_records[: evaluation.test_prompts],
         settings,
         evaluation.picture_prompts,
         validation,
+        watch,
         stop,
         {
             "name": config.run.name,
@@ -160,6 +171,7 @@ def _callbacks(
     callbacks: list[L.Callback] = [
         stop,
         StepLogs(folder.rollouts, config.checkpoint.rollouts_every),
+        watch,
         validation,
         ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every, validation),
         report,

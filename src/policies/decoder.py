@@ -193,8 +193,9 @@ def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
 
 def placement(janus: Any) -> Hashable:
     """Where the weights that decode stand and which adapters are on: while it is equal, a decoder stays valid."""
-    parts: tuple[Any, ...] = (janus.model.language_model, janus.lm_head, janus.model.generation_head)
-    return (tuple(_addresses(parts)), tuple(_adapter_states(parts[0])), _generation_side(janus))
+    trunk: Any = janus.model.language_model
+    addresses = tuple(_addresses((trunk, janus.lm_head, janus.model.generation_head)))
+    return (addresses, tuple(_adapter_states(trunk)), _generation_side(janus))
 
 
 def _generation_side(janus: Any) -> Hashable:
@@ -212,8 +213,7 @@ def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:
             yield (parameter.data_ptr(), parameter.dtype, parameter.device)
 
 
-def _adapter_states(model: nn.Module) -> Iterator[Hashable]:
+def _adapter_states(model: Any) -> Iterator[Hashable]:
     for module in model.modules():
         if hasattr(module, "lora_A"):
-            lora: Any = module
-            yield (lora.disable_adapters, lora.merged, tuple(lora.active_adapters))
+            yield (module.disable_adapters, module.merged, tuple(module.active_adapters))
