@@ -312,6 +312,36 @@ class ExportConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """``python -m src.evaluate``: base and trained models on the same prompts and noise; docs/EVALUATION.md."""
+
+    run: str | None = None  # a run folder: its prompts, its experts, its sampling, and what it trained
+    adapters: Any = None  # run folders or PEFT folders: one, a list, or {name: folder}
+    base: str | None = None  # where the base checkpoint is now, if it moved
+    model: Any = MISSING  # of the base, where no run says
+    data: Any = None  # null: the run's
+    rewards: Any = None  # null: the run's
+    prompts: Any = None  # instead of data; read off the command line as they are, as is prompts_file
+    prompts_file: str | None = None
+    kinds: list[str] | None = None  # only prompts of these task types
+    max_prompts: int | None = None  # the first so many of those; null: all
+    n: int = 4  # samples a prompt
+    seed: int | None = None  # null: the run's evaluation.seed, else 1234
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    temperature: float | None = None  # of both levels, as top_k and top_p
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float | None = None
+    max_plan_tokens: int | None = None
+    batch_size: int = 128  # pictures decoded at once
+    embedding: str = "auto"  # diversity's: pixels, the name of an expert with an image tower, auto: that or pixels
+    resamples: int = 2000  # of the bootstrap
+    picture_prompts: int = 200  # prompts with pictures in report.html
+    out: str | None = None  # null: outputs/evaluated-<time>
+    overwrite: bool = False
+
+
+@dataclass
 class BenchmarkConfig:
     """``python -m src.benchmark``."""
 
@@ -332,6 +362,7 @@ ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
     "generate": GenerateConfig,
     "export": ExportConfig,
+    "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
 }
 

@@ -98,7 +98,12 @@ CHECKS: dict[str, Check] = {
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
-    # generate, export, benchmark
+    # evaluate
+    "max_prompts": _AT_LEAST_ONE,
+    "kinds": (lambda v: len(v) > 0, "at least one kind of prompt, or null for all"),
+    "resamples": (lambda v: v >= 100, "an integer >= 100 (the ends of an interval are read off so many)"),
+    "picture_prompts": _NOT_NEGATIVE,
+    # generate, evaluate, export, benchmark
     "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,

@@ -85,6 +85,11 @@ class RewardEnsemble:
             {key: value.to(pixels.device) for key, value in details.items()},
         )
 
+    def judged_rows(self, records: Sequence[PromptRecord]) -> list[int]:
+        """The places of the records that an expert with a weight applies to: those that can have a total."""
+        weighted = [expert for name, expert in self.experts.items() if self.weights[name] > 0]
+        return [row for row, record in enumerate(records) if any(expert.applicable(record) for expert in weighted)]
+
     def compute(self) -> dict[str, float]:
         """Each expert's mean since the last `reset`, NaN if it never applied; under DDP all ranks must call."""
         return {name: float(expert.compute()) for name, expert in self.experts.items() if expert.update_called}

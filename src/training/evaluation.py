@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,36 +77,77 @@ def evaluate(
     """
     jobs = [(index, sample) for index in range(len(records)) for sample in range(settings.samples_per_prompt)]
     mine = jobs[_rank() :: _world()]
-    samples: list[Sample] = []
-    for start in range(0, len(mine), settings.batch_size):
-        between(start, len(mine))
-        chosen = mine[start : start + settings.batch_size]
-        asked = [records[index] for index, _ in chosen]
-        keys = [RolloutKey(settings.seed, stream, 0, index, sample) for index, sample in chosen]
-        rollouts = roll_out(policy, decoder, [record.prompt for record in asked], keys, settings.rollout)
-        report = rewards(rollouts.pixels, asked)
-        samples += _samples([index for index, _ in chosen], asked, rollouts, report)
+    parts = sampled(policy, decoder, rewards, records, mine, settings, stream, between)
+    samples = [sample for part in parts for sample in part.samples]
     rewards.reset()
     return Evaluation(tuple(sorted(_gathered(samples), key=lambda sample: sample.index)))
 
 
+@dataclass(frozen=True, slots=True)
+class SampledBatch:
+    """One batch of an evaluation: (prompt, sample) numbers, and of each its rollout and what came of it."""
+
+    jobs: Sequence[tuple[int, int]]
+    rollouts: Rollouts
+    samples: Sequence[Sample]
+
+
+def sampled(
+    policy: Policy,
+    decoder: Decoder,
+    rewards: RewardEnsemble,
+    records: Mapping[int, PromptRecord] | Sequence[PromptRecord],
+    jobs: Sequence[tuple[int, int]],
+    settings: EvaluationSettings,
+    stream: str,
+    between: Callable[[int, int], object] = lambda done, total: None,
+    allow_unjudged: bool = False,
+) -> Iterator[SampledBatch]:
+    """Roll out and score (number of a record, number of a sample), batch by batch; both key the noise.
+
+    stream, between: see `evaluate`. allow_unjudged: a prompt that no weighted expert applies to gets a reward of NaN
+    and no scores; else that raises RewardError.
+    """
+    for start in range(0, len(jobs), settings.batch_size):
+        between(start, len(jobs))
+        chosen = jobs[start : start + settings.batch_size]
+        asked = [records[index] for index, _ in chosen]
+        keys = [RolloutKey(settings.seed, stream, 0, index, sample) for index, sample in chosen]
+        rollouts = roll_out(policy, decoder, [record.prompt for record in asked], keys, settings.rollout)
+        rows = rewards.judged_rows(asked) if allow_unjudged else list(range(len(asked)))
+        report = rewards(rollouts.pixels[rows], [asked[row] for row in rows]) if rows else None
+        yield SampledBatch(chosen, rollouts, _samples([index for index, _ in chosen], asked, rollouts, rows, report))
+
+
 def _samples(
-    indices: Sequence[int], records: Sequence[PromptRecord], rollouts: Rollouts, report: RewardReport
+    indices: Sequence[int],
+    records: Sequence[PromptRecord],
+    rollouts: Rollouts,
+    judged: Sequence[int],
+    report: RewardReport | None,
 ) -> list[Sample]:
-    totals, ended = report.total.tolist(), rollouts.ended.tolist()
-    scores, details = report.scores.tolist(), {name: values.tolist() for name, values in report.details.items()}
+    """One sample a record; `report` is about the rows `judged`."""
+    figures: dict[int, dict[str, Any]] = {}
+    if report is not None:
+        totals, scores = report.total.tolist(), report.scores.tolist()
+        details = {name: values.tolist() for name, values in report.details.items()}
+        for place, row in enumerate(judged):
+            figures[row] = {
+                "reward": totals[place],
+                "scores": {n: s for n, s in zip(report.names, scores[place], strict=True) if s == s},
+                "details": {n: values[place] for n, values in details.items() if values[place] == values[place]},
+            }
+    unjudged = {"reward": float("nan"), "scores": {}, "details": {}}
     return [
         Sample(
             index=indices[row],
             kind=record.task_type,
             prompt=record.prompt,
             plan=rollouts.plans[row],
-            ended=ended[row],
-            reward=totals[row],
-            scores={n: s for n, s in zip(report.names, scores[row], strict=True) if s == s},
-            details={n: values[row] for n, values in details.items() if values[row] == values[row]},
+            ended=bool(ended),
+            **figures.get(row, unjudged),
         )
-        for row, record in enumerate(records)
+        for row, (record, ended) in enumerate(zip(records, rollouts.ended.tolist(), strict=True))
     ]
 
 
