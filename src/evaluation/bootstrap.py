@@ -139,9 +139,7 @@ def _corrected(tails: Array, drawn: Array, observed: float, left_out: Array) -> 
     return np.array([normal.cdf(bias + shift / (1 - acceleration * shift)) for shift in shifted])
 
 
-def _estimate(
-    statistic: Callable[[Array], Array], units: int, samples: float, resampling: Resampling
-) -> Estimate:
+def _estimate(statistic: Callable[[Array], Array], units: int, samples: float, resampling: Resampling) -> Estimate:
     value = float(statistic(np.ones((1, units)))[0])
     low, high = interval(statistic, units, resampling) if units > 1 else (None, None)
     return Estimate(value, low, high, units, int(samples))

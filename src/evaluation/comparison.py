@@ -11,7 +11,7 @@ import numpy as np
 
 from src.evaluation.bootstrap import Estimate, Figure, Resampling, difference, mean
 
-ALL = "all"
+ALL = "all prompts"
 Estimates = dict[str, dict[str, Estimate]]  # by kind of prompt (ALL first), then by figure
 
 

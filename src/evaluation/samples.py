@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,9 +51,7 @@ def draw(
     jobs = [(index, sample) for index in records for sample in range(settings.samples_per_prompt)]
     drawn: list[Drawn] = []
     with torch.no_grad():
-        parts = sampled(
-            policy, decoder, rewards, records, jobs, settings, STREAM, between=between, allow_unjudged=True
-        )
+        parts = sampled(policy, decoder, rewards, records, jobs, settings, STREAM, between=between, allow_unjudged=True)
         for part in parts:
             for one, pixels in _drawn(part, embed, folder_name):
                 save(pixels, one.file)
@@ -63,9 +60,7 @@ def draw(
     return drawn
 
 
-def _drawn(
-    batch: SampledBatch, embed: Callable[[Tensor], Tensor], folder_name: str
-) -> Iterator[tuple[Drawn, Tensor]]:
+def _drawn(batch: SampledBatch, embed: Callable[[Tensor], Tensor], folder_name: str) -> Iterator[tuple[Drawn, Tensor]]:
     """Every rollout of a batch, with its pixels on the CPU."""
     pixels, embeddings = batch.rollouts.pixels.cpu(), embed(batch.rollouts.pixels).float().cpu()
     lengths = batch.rollouts.levels[PLAN].mask.sum(1).tolist()
