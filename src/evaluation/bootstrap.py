@@ -109,7 +109,7 @@ def interval(statistic: Callable[[Array], Array], units: int, resampling: Resamp
     drawn = statistic(resampled_weights(units, resampling))
     observed = float(statistic(np.ones((1, units)))[0])
     tails = np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    if np.ptp(drawn) > 0:
+    if np.ptp(drawn) > 1e-12 * np.abs(drawn).max():
         tails = _corrected(tails, drawn, observed, statistic(1 - np.eye(units)))
     low, high = np.quantile(drawn, tails)
     return float(low), float(high)
@@ -127,8 +127,10 @@ def resampled_weights(units: int, resampling: Resampling) -> Array:
 def _corrected(tails: Array, drawn: Array, observed: float, left_out: Array) -> Array:
     """The quantiles that stand for `tails`, corrected for bias and skewness."""
     normal = NormalDist()
-    # Half of the ties count as below: of discrete figures many resamples hit the estimate itself.
-    below = float(((drawn < observed).mean() + (drawn <= observed).mean()) / 2)
+    # Half of the ties count as below: of few prompts or discrete figures many resamples hit the estimate itself,
+    # up to the rounding of sums in another order.
+    tie = 1e-12 * float(np.abs(drawn).max())
+    below = float(((drawn < observed - tie).mean() + (drawn <= observed + tie).mean()) / 2)
     if not 0 < below < 1:
         return tails
     spread = left_out.mean() - left_out
