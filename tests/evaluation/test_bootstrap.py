@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.evaluation.bootstrap import Figure, Resampling, difference, interval, mean, resampled_weights
+from src.evaluation.bootstrap import Estimate, Figure, Resampling, difference, interval, mean, resampled_weights
+
+
+def known(estimate: Estimate | None) -> tuple[float, float, float]:
+    """Value and interval, which are there."""
+    assert estimate is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.value, estimate.low, estimate.high
 
 
 def figure(samples: np.ndarray) -> Figure:
@@ -62,10 +70,8 @@ def test_the_interval_of_a_difference_is_scipys() -> None:
 def test_ties_are_ties_whatever_order_their_sums_are_rounded_in() -> None:
     """A shift by a constant that is not exact in binary changes no interval but by the shift."""
     own = ragged(np.random.default_rng(0), 5)
-    exact, shifted = mean(own, Resampling()), mean(Figure(own.sums + 0.1 * own.counts, own.counts), Resampling())
-    assert exact is not None and exact.low is not None and exact.high is not None
-    assert shifted is not None
-    assert (shifted.low, shifted.high) == pytest.approx((exact.low + 0.1, exact.high + 0.1), rel=1e-9)
+    shifted = known(mean(Figure(own.sums + 0.1 * own.counts, own.counts), Resampling()))
+    assert shifted == pytest.approx([end + 0.1 for end in known(mean(own, Resampling()))], rel=1e-9)
 
 
 def test_every_resample_draws_as_many_prompts_as_there_are() -> None:
@@ -92,8 +98,8 @@ def test_coverage_of_a_known_mean_and_of_a_known_paired_difference() -> None:
         of_mean = mean(figure(first), Resampling(2000, trial))
         paired = difference(figure(second), figure(first), Resampling(2000, trial))
         for place, (estimate, truth) in enumerate(((of_mean, 0.0), (paired, 0.3))):
-            assert estimate is not None and estimate.low is not None and estimate.high is not None
-            hits[place] += estimate.low <= truth <= estimate.high
+            _, low, high = known(estimate)
+            hits[place] += low <= truth <= high
     assert hits / 1000 == pytest.approx([expected, expected], abs=0.022)
 
 
@@ -102,8 +108,7 @@ def test_prompts_not_samples_are_the_unit() -> None:
     rng = np.random.default_rng(1)
     one = rng.normal(size=(20, 1))
     few, many = mean(figure(one), Resampling()), mean(figure(one.repeat(100, 1)), Resampling())
-    assert few is not None and many is not None
-    assert (many.low, many.high) == pytest.approx((few.low, few.high))
+    assert known(many) == pytest.approx(known(few))
 
 
 def test_pairing_takes_what_prompts_share_out_of_the_difference() -> None:
@@ -127,7 +132,8 @@ def test_prompts_without_the_figure_are_left_out() -> None:
     own = Figure(np.array([1.0, 0.0, 4.0]), np.array([1.0, 0.0, 2.0]))
     other = Figure(np.array([0.0, 5.0, 2.0]), np.array([0.0, 1.0, 2.0]))
     found, paired = mean(own, Resampling()), difference(own, other, Resampling())
-    assert found is not None and paired is not None
+    assert found is not None
+    assert paired is not None
     assert (found.value, found.prompts, found.samples) == (5 / 3, 2, 3)
     # Only the third prompt has both, and one prompt cannot be resampled.
     assert (paired.value, paired.low, paired.high, paired.prompts) == (1.0, None, None, 1)

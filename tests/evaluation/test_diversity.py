@@ -68,5 +68,5 @@ def test_which_space_is_chosen() -> None:
     assert embedding("pixels", experts) == ("pixels", pixel_embedding)
     name, embed = embedding("tower", experts)
     assert (name, embed(torch.ones(1, 3, 2, 2)).tolist()) == ("tower", [[1.0, 1.0, 1.0]])
-    with pytest.raises(ValueError, match="embedding=plain.*pixels, auto, tower"):
+    with pytest.raises(ValueError, match=r"embedding=plain.*pixels, auto, tower"):
         embedding("plain", experts)
