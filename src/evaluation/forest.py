@@ -49,10 +49,10 @@ def forest(title: str, groups: Sequence[tuple[str, Sequence[Line]]], zero: bool 
 
 
 def written(estimate: Estimate) -> str:
-    """The estimate and its interval as text."""
+    """The estimate and its interval as text; what rounds to zero has no sign."""
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        return f"{estimate.value:z.3f}"
+    return f"{estimate.value:z.3f} [{estimate.low:z.3f}, {estimate.high:z.3f}]"
 
 
 def _drawn(line: Line, y: int, x: float, ends: tuple[float, float] | None) -> str:

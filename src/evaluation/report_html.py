@@ -43,7 +43,8 @@ def report(
             f"<title>Evaluation: {escape(title)}</title><style>{STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
             f"<p>{comparison.kinds[ALL]} prompts, the same noise for every model. Intervals: 95 %, BCa bootstrap over"
-            " prompts. A difference in bold has an interval that leaves out 0.</p>",
+            " prompts. A difference in bold has an interval that leaves out 0; nothing is corrected for the number of"
+            " figures, of which one in twenty would do so by chance.</p>",
             f'<details><summary>Settings</summary><div class="wide"><table>{listed}</table></div></details>',
             "<h2>By kind of prompt</h2>",
             *(_plots(comparison, name) for name in PLOTTED if name in comparison.figures()),

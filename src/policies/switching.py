@@ -58,8 +58,13 @@ def weights_decoder(policy: Policy, path: Path) -> Iterator[Decoder]:
 
     values = {name.removeprefix(POLICY): value for name, value in load_file(str(path)).items()}
     parameters = base_parameters(policy)
-    with lent({name: parameters[name] for name in values}, values), policy.reference() as decoder:
-        yield decoder
+    with lent({name: parameters[name] for name in values}, values):
+        if isinstance(policy, JanusPolicy) and policy.adapter is not None:
+            with base_decoder(policy) as decoder:
+                yield decoder
+        else:
+            # The reference of a policy without adapters is a copy, which the lent weights do not reach.
+            yield policy.decoder()
 
 
 def check_weights_fit(policy: Policy, path: Path) -> None:
