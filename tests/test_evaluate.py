@@ -281,3 +281,28 @@ def test_wrong_input_gives_one_message_and_writes_nothing(
     assert len(told) == 1, told
     assert message.format(**names) in told[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.evaluation.report_html.report", interrupted)
+    asked = ("prompts=two green squares", "rewards=shapes", "n=1", "max_prompts=1")
+    assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_adapters_folder_names_and_overwriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PEFT folder called adapter goes by its run's name; what was there is replaced when told to."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    asked = ("prompts=two green squares", "rewards=shapes", "n=2", f"adapters={lora_run().adapter}", "temperature=0.7")
+    assert run(monkeypatch, *asked, f"out={out}", "overwrite=true") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["images", "report.html", "samples.csv", "summary.json"]
+    found = summary(out)
+    assert [model["name"] for model in found["models"]] == ["base", lora_run().path.name]
+    assert (found["sampling"]["plan_temperature"], found["sampling"]["image_temperature"]) == (0.7, 0.7)
+    # No run was named, so the model's own sampling holds for the rest.
+    assert found["sampling"]["guidance_scale"] == 1.5
