@@ -59,12 +59,37 @@ class JanusConfig:
 
 
 @dataclass
+class RemoteConfig:
+    """A server of experts (``python -m src.serve_rewards``); docs/SERVING.md."""
+
+    url: str | None = None  # http://host:port; the experts without an entry in rewards.devices are asked there
+    timeout: float = 120.0  # seconds without an answer
+    retries: int = 8
+    backoff: float = 1.0  # seconds before the first retry; doubled for each further one, up to 30
+    token_file: str | None = None  # holds the server's token; null: the environment's BICOT_REWARDS_TOKEN, if set
+
+
+@dataclass
+class WatchConfig:
+    """When a run is warned that its reward rises while a monitor falls; docs/REWARDS.md."""
+
+    window: int = 100  # prompt batches over which the trends are taken
+    threshold: float = 4.0  # standard errors by which both have to move
+
+
+@dataclass
 class RewardsConfig:
     """Experts by the name they have in reports; weight 0 only monitors."""
 
     experts: dict[str, Any] = MISSING
     weights: dict[str, float] = field(default_factory=dict)
-    combine: str = "sum"
+    combine: str = "sum"  # sum | mean | min | product
+    faithful: bool = False  # scores as the released code gives them, faults included, where an expert has that
+    normalise: Any = "none"  # none | group | batch | running, or one of them by expert
+    on_error: str = "raise"  # raise | drop: an expert that fails leaves the whole group
+    devices: dict[str, str] = field(default_factory=dict)  # by expert: cpu, cuda:1, offload; else the trainer's
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
 
 @dataclass
@@ -274,26 +299,66 @@ class SamplingConfig:
 
 
 @dataclass
-class GenerateConfig:
-    """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
+class PaintingConfig:
+    """Which model paints and how it samples, for the entry points that do."""
 
-    prompts: Any = None  # one prompt, a list, or - for one a line on standard input
-    prompts_file: str | None = None  # .txt with one a line, or .jsonl records
     run: str | None = None  # a run folder: its model, its adapter, its sampling
     adapter: str | None = None  # a PEFT folder for `model`
     base: str | None = None  # where the base checkpoint is now, if it moved
     model: Any = MISSING
-    rewards: Any = MISSING
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     temperature: float | None = None  # of both levels, as top_k and top_p
     top_k: int | None = None
     top_p: float | None = None
     guidance_scale: float | None = None
     max_plan_tokens: int | None = None
+
+
+@dataclass
+class GenerateConfig(PaintingConfig):
+    """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
+
+    prompts: Any = None  # one prompt, a list, or - for one a line on standard input
+    prompts_file: str | None = None  # .txt with one a line, or .jsonl records
+    rewards: Any = MISSING
     n: int = 4  # pictures a prompt
     seed: int = 0
     batch_size: int = 64  # pictures decoded at once
     out: str | None = None  # null: outputs/generated-<time>
+    overwrite: bool = False
+
+
+@dataclass
+class BenchmarkImagesConfig(PaintingConfig):
+    """``python -m src.benchmark_images``: a public benchmark's images, as its own scorer reads them."""
+
+    name: str | None = None  # geneval | t2i_compbench | wise | dpg | tiif
+    prompts: str | None = None  # file or folder of the user's copy; docs/BENCHMARKS.md
+    n: int | None = None  # images a prompt; null: what the scorer is made for
+    model_name: str = "model"  # of TIIF-Bench's paths
+    seed: int = 0
+    batch_size: int = 64  # pictures decoded at once
+    out: str | None = None
+
+
+@dataclass
+class ScoreGenevalConfig:
+    """``python -m src.score_geneval``: images in GenEval's layout, by its rules."""
+
+    images: str | None = None  # the folder of 00000, 00001, ...
+    out: str | None = None  # null: results.jsonl in `images`
+    detector: str | None = None  # a directory; null: detector_repository
+    detector_repository: str = "facebook/mask2former-swin-small-coco-instance"
+    clip: str | None = None  # a directory; null: clip_repository
+    clip_repository: str = "openai/clip-vit-large-patch14"
+    threshold: float = 0.3  # a detection's score must exceed it
+    counting_threshold: float = 0.9  # under the tag "counting"
+    max_objects: int = 16  # of a class
+    max_overlap: float = 1.0  # of two boxes of a class; 1: no suppression
+    position_threshold: float = 0.1  # of both boxes' sizes
+    samples: int | None = None  # images a prompt should have; null: benchmark.json's, else the most any has
+    allow_missing: bool = False  # score what is there
+    batch_size: int = 4  # images the detector sees at once
     overwrite: bool = False
 
 
@@ -312,13 +377,10 @@ class ExportConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(PaintingConfig):
     """``python -m src.evaluate``: base and trained models on the same prompts and noise; docs/EVALUATION.md."""
 
-    run: str | None = None  # a run folder: its prompts, its experts, its sampling, and what it trained
-    adapters: Any = None  # run folders or PEFT folders: one, a list, or {name: folder}
-    base: str | None = None  # where the base checkpoint is now, if it moved
-    model: Any = MISSING  # of the base, where no run says
+    adapters: Any = None  # more models: run folders or PEFT folders: one, a list, or {name: folder}
     data: Any = None  # null: the run's
     rewards: Any = None  # null: the run's
     prompts: Any = None  # instead of data; read off the command line as they are, as is prompts_file
@@ -327,12 +389,6 @@ class EvaluateConfig:
     max_prompts: int | None = None  # the first so many of those; null: all
     n: int = 4  # samples a prompt
     seed: int | None = None  # null: the run's evaluation.seed, else 1234
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    temperature: float | None = None  # of both levels, as top_k and top_p
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance_scale: float | None = None
-    max_plan_tokens: int | None = None
     batch_size: int = 128  # pictures decoded at once
     embedding: str = "auto"  # diversity's: pixels, the name of an expert with an image tower, auto: that or pixels
     resamples: int = 2000  # of the bootstrap
@@ -350,20 +406,43 @@ class BenchmarkConfig:
     images: list[int] = field(default_factory=lambda: [16, 64])
     scaling: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
     group_size: int = 8
-    microbatch: int | None = None  # rollouts a backward of train_step
+    memory_gib: float = 40.0  # train_step is cut as a training run would cut it for a card of this size
     rounds: int = 5
     compile: bool = True  # time the compiled peer, too
     kernels: str = "auto"
     out: str | None = None  # null: experiments/rollout_speed
 
 
+@dataclass
+class ServeRewardsConfig:
+    """``python -m src.serve_rewards``: the experts of `rewards` behind HTTP; docs/SERVING.md."""
+
+    rewards: Any = MISSING
+    host: str = "127.0.0.1"  # 127.0.0.1 | 0.0.0.0 | ::; all but the first need a token
+    port: int = 8000
+    token_file: str | None = None  # null: the environment's BICOT_REWARDS_TOKEN, if set
+    accelerator: str = "auto"  # auto | cpu | cuda | mps
+    devices: Any = "auto"  # how many of them
+    workers: int = 1  # processes a device, each with the experts' weights
+    max_batch: int = 1  # requests that a worker scores together; 1: what is scored together never depends on others
+    batch_timeout: float = 0.01  # seconds to wait for further ones
+    timeout: float = 120.0  # seconds a request may wait for a worker
+    max_images: int = 1024  # in one request
+    max_pixels: int = 134_217_728  # of all pictures of a request together
+    max_bytes: int = 268_435_456  # of a request
+    log_level: str = "warning"
+
+
 # The schema under each root config of configs/, by file name.
 ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
     "generate": GenerateConfig,
+    "benchmark_images": BenchmarkImagesConfig,
+    "score_geneval": ScoreGenevalConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
+    "serve_rewards": ServeRewardsConfig,
 }
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.

@@ -42,6 +42,10 @@ class Contestant:
         return {"name": self.name, **{key: None if path is None else str(path) for key, path in places.items()}}
 
 
+# A contestant, and the base it was trained on where that is known.
+Found = tuple[Contestant, Path | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """The contestants, the base first; the model config of the base, how all sample, and the first run's config.
@@ -63,9 +67,9 @@ def locate(config: DictConfig) -> Field:
     """
     from src.build import plain
 
-    given = ([(None, str(config.run))] if config.run is not None else []) + _named(plain(config.adapters))
-    found = [_contestant(name, text, config.base, "run" if i == 0 and config.run else "adapters")
-             for i, (name, text) in enumerate(given)]  # fmt: skip
+    found = [] if config.run is None else [_run(None, Path(config.run).expanduser(), config.base)]
+    given = [*_named(config.adapter), *_named(plain(config.adapters))]
+    found += [_trained(name, Path(text).expanduser(), config.base) for name, text in given]
     contestants = (Contestant(BASE), *(contestant for contestant, _ in found))
     _check_names(contestants)
     run = next((contestant.run for contestant, _ in found if contestant.run is not None), None)
@@ -135,16 +139,20 @@ def _named(adapters: Any) -> list[tuple[str | None, str]]:
     return [(None, str(path)) for path in ([adapters] if isinstance(adapters, str) else list(adapters))]
 
 
-def _contestant(name: str | None, text: str, base: str | None, key: str) -> tuple[Contestant, Path | None]:
-    """The contestant at a path, and the base it was trained on where that is known and there."""
-    path = Path(text).expanduser()
-    if holds_run(path) or key == "run":
-        source = source_of_run(path, base)
-        return Contestant(name or path.resolve().name, source.adapter, source.weights, path), source.base
+def _run(name: str | None, path: Path, base: str | None) -> Found:
+    """The contestant that a run folder holds, and its base."""
+    source = source_of_run(path, base)
+    return Contestant(name or path.resolve().name, source.adapter, source.weights, path), source.base
+
+
+def _trained(name: str | None, path: Path, base: str | None) -> Found:
+    """The contestant at the path of a run or of a PEFT adapter, and its base where that is known and there."""
+    if holds_run(path):
+        return _run(name, path, base)
     if not (path / "adapter_config.json").is_file():
         problem = "neither a run's folder nor a PEFT adapter" if path.is_dir() else "no such folder"
         raise UserError(
-            f"adapters: {text}: {problem}; give the folder of a run made by src.train, or one written by PEFT."
+            f"adapters: {path}: {problem}; give the folder of a run made by src.train, or one written by PEFT."
             f"{nearest_run(path)}"
         )
     from src.policies.export import base_of_adapter
@@ -169,9 +177,7 @@ def _check_names(contestants: tuple[Contestant, ...]) -> None:
         taken.add(contestant.folder_name)
 
 
-def _common_base(
-    config: DictConfig, model: dict[str, Any], of_run: bool, found: list[tuple[Contestant, Path | None]]
-) -> Path:
+def _common_base(config: DictConfig, model: dict[str, Any], of_run: bool, found: list[Found]) -> Path:
     """The one base of all contestants.
 
     Raises:

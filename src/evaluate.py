@@ -58,7 +58,7 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
     records = chosen_records(config, field, given)
     rewards = experts(config, field).to(build.device())
     try:
-        space, embed = embedding(config.embedding, rewards.experts)
+        space, embed = embedding(config.embedding, rewards.experts_here)
     except ValueError as error:
         raise UserError(str(error)) from error
     settings = evaluation_settings(config, field)
@@ -70,6 +70,8 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
                 for number, contestant in enumerate(field.contestants)
             }
             comparison = write(folder, config, field, records, drawn, settings, space)
+            for name, problem in rewards.problems.items():
+                print(f"warning: {name} left out pictures it failed on, the first: {problem}", file=sys.stderr)
     except RewardError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -119,13 +121,16 @@ def experts(config: DictConfig, field: Field) -> RewardEnsemble:
     from omegaconf import OmegaConf
 
     from src import build
+    from src.config import RewardsConfig
 
     chosen = config.rewards if config.rewards is not None else (field.trained or {}).get("rewards")
     if chosen is None:
         raise UserError(
             "rewards: missing; no run says which experts: give rewards=shapes (--help lists them) or run=DIR"
         )
-    return build.build_rewards(OmegaConf.create({"rewards": chosen}))
+    # A run made by an earlier version does not say what has come since.
+    whole = OmegaConf.merge(OmegaConf.structured(RewardsConfig), chosen)
+    return build.build_rewards(OmegaConf.create({"rewards": whole}))
 
 
 def evaluation_settings(config: DictConfig, field: Field) -> EvaluationSettings:
@@ -244,7 +249,7 @@ COMMAND = cli.Command(
     groups=("model", "data", "rewards"),
     keys=(
         "run=DIR                           what it trained beside its base, on its test prompts, by its experts",
-        "adapters=[DIR,...]                more: run folders or PEFT folders; {name: DIR} names them",
+        "adapter=DIR adapters=[DIR,...]    more: run folders or PEFT folders; {name: DIR} names them",
         "data=... rewards=...              other prompts (their test part), other experts",
         'prompts="..." prompts_file=PATH   prompts instead of data, as in src.generate',
         "kinds max_prompts n seed temperature guidance_scale max_plan_tokens batch_size",

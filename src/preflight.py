@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from src import build
 from src.config import UserError
-from src.memory import GIB, MemoryEstimate, StepCut, StepShape, choose_cut, estimate
+from src.memory import GIB, MemoryEstimate, StepCut, StepShape, choose_cut, estimate, rows_at_once
 from src.policies.base import Policy
 from src.policies.janus import JanusPolicy
 from src.policies.sizes import model_sizes
@@ -24,8 +24,8 @@ from src.values import IMAGE, PLAN
 LOOKED_AT = 64
 # What makes a phase smaller.
 SMALLER = {
-    "rollout": "rollout.prompts_per_step, rollout.group_size or rollout.max_plan_tokens",
-    "evaluation": "evaluation.batch_size",
+    "rollout": "rollout.max_rows or rollout.max_plan_tokens",
+    "evaluation": "rollout.max_rows or evaluation.batch_size",
     "reference": "optim.microbatch or rollout.max_plan_tokens",
     "update": "optim.microbatch (and set optim.activation_checkpointing=true, optim.split_levels=true)",
 }
@@ -62,6 +62,8 @@ def fit_to_memory(config: DictConfig, policy: Policy, data: Any, rewards: Reward
     sizes = model_sizes(policy)
     shape = step_shape(config, policy, data, rewards, trainer)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    if card is not None and shape.max_rows is None:
+        shape = replace(shape, max_rows=rows_at_once(sizes, shape, card))
     cut = choose_cut(sizes, shape, optim.microbatch, optim.split_levels, again, card)
     needed = estimate(sizes, shape, cut)
     if card is not None:
@@ -121,9 +123,8 @@ def step_shape(
         fused_head=build.build_operations(config).prefers_one_pass,
         mask_per_layer=trainer.strategy.root_device.type == "cuda",
         processes=trainer.world_size,
-        expert_bytes=sum(
-            x.numel() * x.element_size() for expert in rewards.experts.values() for x in expert.parameters()
-        ),
+        max_rows=rollout.max_rows,
+        expert_bytes=rewards.device_bytes(),
     )
 
 

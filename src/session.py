@@ -19,11 +19,13 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
     ResumableCheckpoint,
+    RewardWatch,
     RunReport,
     StepLogs,
     StepProgress,
@@ -59,7 +61,7 @@ class Session:
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
-        operations = build.build_operations(config)
+        operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
             refuse_changes(folder, config)
             data.start_step = finished_batches(checkpoint)
@@ -75,6 +77,7 @@ class Session:
         policy = build.build_policy(config)
         fitted = fit_to_memory(config, policy, data, rewards, trainer)
         report.facts["memory_estimate"] = fitted.figures()
+        report.facts["rollout_graph"] = isinstance(policy, HasEngine) and engine.captures(build.device(config))
         module = build.build_module(config, policy, rewards, fitted.cut)
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
@@ -88,8 +91,19 @@ class Session:
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-# But these cut a step and leave its objective alone: a run that did not fit may go on with others.
-FREE = ("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing")
+# But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
+# where the experts are (a server may come back at another address).
+FREE = (
+    "optim.microbatch",
+    "optim.split_levels",
+    "optim.activation_checkpointing",
+    "rollout.max_rows",
+    "rollout.graph",
+    "rollout.engine",
+    "rewards.devices",
+    "rewards.remote",
+    "rewards.watch",
+)
 
 
 def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
@@ -100,7 +114,7 @@ def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
     for key in (*FIXED, "run.seed"):
         old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
         for name in difference(old, new, key):
-            if name in FREE:
+            if any(name == free or name.startswith(f"{free}.") for free in FREE):
                 continue
             raise UserError(
                 f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
@@ -137,12 +151,14 @@ def _callbacks(
         folder.best_weights,
         stop,
     )
+    watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     report = RunReport(
         folder,
         data.test_records[: evaluation.test_prompts],
         settings,
         evaluation.picture_prompts,
         validation,
+        watch,
         stop,
         {
             "name": config.run.name,
@@ -155,6 +171,7 @@ def _callbacks(
     callbacks: list[L.Callback] = [
         stop,
         StepLogs(folder.rollouts, config.checkpoint.rollouts_every),
+        watch,
         validation,
         ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every, validation),
         report,

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from src import evaluate
 from src.data.splits import read_prompt_file
 from src.evaluation.samples import STREAM
-from src.rewards.base import RewardError
 from src.shapes.judge import judge
 from tests.conftest import ROOT
 from tests.tiny_run import full_run, lora_run, run_config
@@ -190,17 +189,43 @@ def test_leaving_prompts_out_changes_no_picture(tmp_path: Path, monkeypatch: pyt
     assert {row["kind"] for row in rows(tmp_path / "kind")} == {"count"}
 
 
-def test_a_failing_expert_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("on_error", "message"),
+    [("raise", "RuntimeError: broke"), ("drop", "not one of 1 images could be judged")],
+)
+def test_an_expert_that_always_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_error: str, message: str
 ) -> None:
     def fails(*_: Any) -> Any:
-        raise RewardError("shapes", "broke", "two green squares")
+        raise RuntimeError("broke")
 
-    monkeypatch.setattr("src.rewards.ensemble.RewardEnsemble.__call__", fails)
-    out = tmp_path / "out"
-    assert run(monkeypatch, "prompts=two green squares", "rewards=shapes", "n=1", f"out={out}") == 1
-    assert "error: reward expert 'shapes': broke" in capsys.readouterr().err
+    monkeypatch.setattr("src.rewards.shapes_judge.ShapesJudge.score", fails)
+    asked = ("prompts=two green squares", "rewards=shapes", f"rewards.on_error={on_error}", "n=1")
+    assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: reward expert 'shapes': ")
+    assert message in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_an_expert_fails_on_are_left_out_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from src.rewards.shapes_judge import ShapesJudge
+
+    good = ShapesJudge.score
+
+    def picky(self: Any, pixels: Any, records: Any) -> Any:
+        if any(record.prompt == "a yellow circle" for record in records):
+            raise RuntimeError("broke")
+        return good(self, pixels, records)
+
+    monkeypatch.setattr(ShapesJudge, "score", picky)
+    asked = ("prompts=two green squares", "prompts=a yellow circle", "rewards=shapes", "rewards.on_error=drop", "n=2")
+    assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 0
+    assert "warning: shapes left out pictures it failed on" in capsys.readouterr().err
+    assert [row["reward"] == "" for row in rows(tmp_path / "out")] == [False, False, True, True]
+    assert summary(tmp_path / "out")["means"]["base"]["all prompts"]["reward"]["samples"] == 2
 
 
 def misfits(folder: Path) -> None:

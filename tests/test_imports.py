@@ -27,6 +27,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shapes": ("src.values",),
     "rollout": ("src.values", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
+    "images": (),
+    "geneval": (),
+    # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
+    "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
     "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
     "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
 }
@@ -34,6 +38,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 EXTRA: dict[str, tuple[str, ...]] = {
     "src": ("src.compat",),
     "src.rewards.shapes_judge": ("src.shapes",),
+    # A served prompt record is written as prompt files are, and read by the same function.
+    "src.rewards.wire": ("src.data.records",),
     # The warm start of the drawn world's checkpoint is taught on the very texts the policy will read.
     "src.shapes.sampler": ("src.policies.contexts",),
     "src.shapes.warmstart": ("src.policies.contexts",),
@@ -132,6 +138,9 @@ def test_every_room_is_listed() -> None:
         ),
         ("src/rewards/base.py", "from src.shapes.judge import judge", "src.shapes.judge"),
         ("src/policies/janus.py", "from .. import rollout", "src.rollout"),
+        ("src/benchmarks/writer.py", "from src.rollout import decode", "src.rollout.decode"),
+        ("src/benchmarks/geneval.py", "import src.geneval.detector", "src.geneval.detector"),
+        ("src/geneval/rules.py", "from src.data import jsonl", "src.data.jsonl"),
         ("src/training/loop.py", "from src.rewards.shapes_judge import ShapesJudge", "src.rewards.shapes_judge"),
         ("src/training/loop.py", "from src import train", "src.train"),
         ("src/values.py", "from src.data import jsonl", "src.data.jsonl"),

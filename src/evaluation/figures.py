@@ -47,7 +47,7 @@ def figures_of(drawn: Sequence[Drawn]) -> dict[str, Figure]:
 def _of_samples(group: Sequence[Drawn]) -> Iterator[tuple[str, float]]:
     for one in group:
         sample = one.sample
-        if sample.reward == sample.reward:
+        if sample.reward is not None:
             yield "reward", sample.reward
         yield from sample.scores.items()
         yield from sample.details.items()

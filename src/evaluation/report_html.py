@@ -162,7 +162,7 @@ def _figure(model: str, one: Drawn, picture: Callable[[str], tuple[str, int]] | 
         uri, width = picture(one.file)
         small = ' class="small"' if width <= SMALL else ""
         image = f'<img{small} src="{uri}" loading="lazy" alt="{escape(model)}, sample {one.number}">'
-    scores = {**({"reward": sample.reward} if sample.reward == sample.reward else {}), **sample.scores}
+    scores = {**({} if sample.reward is None else {"reward": sample.reward}), **sample.scores}
     scores |= {name: sample.details[name] for name in ("all_correct",) if name in sample.details}
     shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     plan = escape(sample.plan) + ("" if sample.ended else " …")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.policies.base import Decoder, Policy
+from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
 from src.training.evaluation import EvaluationSettings, Sample, SampledBatch, sampled
 from src.values import PLAN, PromptRecord
@@ -46,17 +47,21 @@ def draw(
     """`settings.samples_per_prompt` rollouts of every record, prompt by prompt.
 
     records: by the number that keys their noise. embed: pixels (N, 3, H, W) to (N, D). save: is given a picture's
-    pixels (3, H, W) on the CPU and its `file`, below ``images/<folder_name>``.
+    pixels (3, H, W) on the CPU and its `file`, below ``images/<folder_name>``. Raises RewardError where an expert
+    fails and may not be dropped, or failed on every image.
     """
     jobs = [(index, sample) for index in records for sample in range(settings.samples_per_prompt)]
     drawn: list[Drawn] = []
     with torch.no_grad():
-        parts = sampled(policy, decoder, rewards, records, jobs, settings, STREAM, between=between, allow_unjudged=True)
+        parts = sampled(policy, decoder, rewards, records, jobs, settings, STREAM, between=between, every_prompt=False)
         for part in parts:
             for one, pixels in _drawn(part, embed, folder_name):
                 save(pixels, one.file)
                 drawn.append(one)
     rewards.reset()
+    if rewards.problems and all(one.sample.reward is None for one in drawn):
+        name, problem = next(iter(rewards.problems.items()))
+        raise RewardError(name, f"not one of {len(drawn)} images could be judged: {problem}")
     return drawn
 
 

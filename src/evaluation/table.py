@@ -39,7 +39,7 @@ def _row(model: str, one: Drawn) -> dict[str, Any]:
         "plan_ended": int(sample.ended),
         "plan_tokens": one.plan_tokens,
         "file": one.file,
-        "reward": sample.reward if sample.reward == sample.reward else "",
+        "reward": "" if sample.reward is None else sample.reward,
         **{SCORE + name: value for name, value in sample.scores.items()},
         **{DETAIL + name: value for name, value in sample.details.items()},
     }

@@ -136,6 +136,10 @@ class JanusPolicy(nn.Module):
         """The weights as they are now; unmerged, one decoder that lives as long as the weights stay where they are."""
         return self._keeper.decoder(self.janus, self.engine, self.merge_rollout)
 
+    def release_cache(self) -> None:
+        """Give back what is kept from one rollout to the next; it is made anew when needed."""
+        self._keeper.release()
+
     @contextmanager
     def reference(self) -> Iterator[JanusDecoder]:
         """LoRA: the same weights with the adapter left out, or as it was at the last refresh. Full fine-tuning: the

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from src.policies.base import Decoder, Policy
+from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import RolloutKey
@@ -29,14 +29,17 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One evaluated rollout; `details` are the experts' further figures that apply to it."""
+    """One evaluated rollout; `details` are the experts' further figures that apply to it.
+
+    reward: in the scores' own units; None where an expert failed and may be dropped, or none with a weight applies.
+    """
 
     index: int
     kind: str
     prompt: str
     plan: str
     ended: bool
-    reward: float
+    reward: float | None
     scores: dict[str, float]
     details: dict[str, float]
 
@@ -80,7 +83,11 @@ def evaluate(
     parts = sampled(policy, decoder, rewards, records, mine, settings, stream, between)
     samples = [sample for part in parts for sample in part.samples]
     rewards.reset()
-    return Evaluation(tuple(sorted(_gathered(samples), key=lambda sample: sample.index)))
+    whole = tuple(sorted(_gathered(samples), key=lambda sample: sample.index))
+    if whole and all(sample.reward is None for sample in whole):
+        name, problem = next(iter(rewards.problems.items()), ("ensemble", "an expert failed on another rank"))
+        raise RewardError(name, f"not one of {len(whole)} images could be judged: {problem}")
+    return Evaluation(whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +108,11 @@ def sampled(
     settings: EvaluationSettings,
     stream: str,
     between: Callable[[int, int], object] = lambda done, total: None,
-    allow_unjudged: bool = False,
+    every_prompt: bool = True,
 ) -> Iterator[SampledBatch]:
     """Roll out and score (number of a record, number of a sample), batch by batch; both key the noise.
 
-    stream, between: see `evaluate`. allow_unjudged: a prompt that no weighted expert applies to gets a reward of NaN
-    and no scores; else that raises RewardError.
+    stream, between: see `evaluate`. every_prompt: see `RewardEnsemble`.
     """
     for start in range(0, len(jobs), settings.batch_size):
         between(start, len(jobs))
@@ -114,47 +120,35 @@ def sampled(
         asked = [records[index] for index, _ in chosen]
         keys = [RolloutKey(settings.seed, stream, 0, index, sample) for index, sample in chosen]
         rollouts = roll_out(policy, decoder, [record.prompt for record in asked], keys, settings.rollout)
-        rows = rewards.judged_rows(asked) if allow_unjudged else list(range(len(asked)))
-        report = rewards(rollouts.pixels[rows], [asked[row] for row in rows]) if rows else None
-        yield SampledBatch(chosen, rollouts, _samples([index for index, _ in chosen], asked, rollouts, rows, report))
+        report = rewards(rollouts.pixels, asked, every_prompt=every_prompt)
+        yield SampledBatch(chosen, rollouts, _samples([index for index, _ in chosen], asked, rollouts, report))
 
 
 def _samples(
-    indices: Sequence[int],
-    records: Sequence[PromptRecord],
-    rollouts: Rollouts,
-    judged: Sequence[int],
-    report: RewardReport | None,
+    indices: Sequence[int], records: Sequence[PromptRecord], rollouts: Rollouts, report: RewardReport
 ) -> list[Sample]:
-    """One sample a record; `report` is about the rows `judged`."""
-    figures: dict[int, dict[str, Any]] = {}
-    if report is not None:
-        totals, scores = report.total.tolist(), report.scores.tolist()
-        details = {name: values.tolist() for name, values in report.details.items()}
-        for place, row in enumerate(judged):
-            figures[row] = {
-                "reward": totals[place],
-                "scores": {n: s for n, s in zip(report.names, scores[place], strict=True) if s == s},
-                "details": {n: values[place] for n, values in details.items() if values[place] == values[place]},
-            }
-    unjudged = {"reward": float("nan"), "scores": {}, "details": {}}
+    totals, ended = report.total.tolist(), rollouts.ended.tolist()
+    scores, details = report.scores.tolist(), {name: values.tolist() for name, values in report.details.items()}
     return [
         Sample(
             index=indices[row],
             kind=record.task_type,
             prompt=record.prompt,
             plan=rollouts.plans[row],
-            ended=bool(ended),
-            **figures.get(row, unjudged),
+            ended=ended[row],
+            reward=totals[row] if totals[row] == totals[row] else None,
+            scores={n: s for n, s in zip(report.names, scores[row], strict=True) if s == s},
+            details={n: values[row] for n, values in details.items() if values[row] == values[row]},
         )
-        for row, (record, ended) in enumerate(zip(records, rollouts.ended.tolist(), strict=True))
+        for row, record in enumerate(records)
     ]
 
 
 def _means(samples: Sequence[Sample]) -> dict[str, float]:
     columns: dict[str, list[float]] = {}
     for sample in samples:
-        figures = {"reward": sample.reward, **sample.scores, **sample.details, "plan/ended": float(sample.ended)}
+        reward = {} if sample.reward is None else {"reward": sample.reward}
+        figures = {**reward, **sample.scores, **sample.details, "plan/ended": float(sample.ended)}
         for name, value in figures.items():
             columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items()}

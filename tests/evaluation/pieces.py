@@ -11,7 +11,7 @@ from src.training.evaluation import Sample
 def drawn(
     index: int,
     number: int,
-    reward: float,
+    reward: float | None,
     plan: str = "a b",
     /,
     kind: str = "one",
@@ -19,7 +19,7 @@ def drawn(
     ended: bool = True,
     **details: float,
 ) -> Drawn:
-    """Sample `number` of prompt `index`; a reward of NaN is that of a prompt nothing is known of."""
-    scores = {} if reward != reward else {"judge": reward}
+    """Sample `number` of prompt `index`; a reward of None is that of a prompt nothing is known of."""
+    scores = {} if reward is None else {"judge": reward}
     sample = Sample(index, kind, f"prompt {index}", plan, ended, reward, scores, details)
     return Drawn(sample, number, len(plan.split()), f"images/m/{index}_{number}.png", torch.tensor(embedding))

@@ -56,7 +56,7 @@ def test_the_csv_keeps_hard_texts_and_leaves_cells_empty(tmp_path: Path) -> None
     hard = 'a "b", c\nd; ü 圆'
     write_samples(
         tmp_path / "s.csv",
-        {"m": [drawn(0, 0, 0.5, hard, reward=3.0), drawn(0, 1, float("nan"), ended=False)]},
+        {"m": [drawn(0, 0, 0.5, hard, reward=3.0), drawn(0, 1, None, ended=False)]},
     )
     with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)

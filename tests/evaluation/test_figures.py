@@ -7,16 +7,14 @@ import pytest
 from src.evaluation.figures import MEANINGS, figures_of
 from tests.evaluation.pieces import drawn
 
-NAN = float("nan")
-
 
 def test_every_figure_of_two_prompts() -> None:
     found = figures_of(
         [
             drawn(4, 0, 0.25, "a b c d", all_correct=0.0),
             drawn(4, 1, 0.75, "a b", embedding=(0.0, 1.0), ended=False, all_correct=1.0, count=0.5),
-            drawn(9, 0, NAN, "x"),
-            drawn(9, 1, NAN, "x"),
+            drawn(9, 0, None, "x"),
+            drawn(9, 1, None, "x"),
         ]
     )
     wanted = {
