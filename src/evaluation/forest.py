@@ -9,7 +9,7 @@ from html import escape
 from src.evaluation.bootstrap import Estimate
 
 WIDTH, LABEL, FIGURE, ROW, TOP = 760, 230, 170, 22, 26
-COLOURS = ("#5b6770", "#0b6e99", "#c2571a", "#2e7d4f", "#8b3fa0", "#a8842c", "#b3264a", "#3949ab")
+COLOURS = ("#7d8b96", "#1f86b5", "#c2571a", "#2e7d4f", "#8b3fa0", "#a8842c", "#b3264a", "#3949ab")
 
 
 @dataclass(frozen=True, slots=True)
