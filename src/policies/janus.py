@@ -1,4 +1,4 @@
-"""The policy for every Janus checkpoint in transformers' format, tiny or 7B."""
+"""The policy for every Janus checkpoint, tiny or 7B."""
 
 from __future__ import annotations
 
