@@ -377,6 +377,27 @@ class ExportConfig:
 
 
 @dataclass
+class EvaluateConfig(PaintingConfig):
+    """``python -m src.evaluate``: base and trained models on the same prompts and noise; docs/EVALUATION.md."""
+
+    adapters: Any = None  # more models: run folders or PEFT folders: one, a list, or {name: folder}
+    data: Any = None  # null: the run's
+    rewards: Any = None  # null: the run's
+    prompts: Any = None  # instead of data; read off the command line as they are, as is prompts_file
+    prompts_file: str | None = None
+    kinds: list[str] | None = None  # only prompts of these task types
+    max_prompts: int | None = None  # the first so many of those; null: all
+    n: int = 4  # samples a prompt
+    seed: int | None = None  # null: the run's evaluation.seed, else 1234
+    batch_size: int = 128  # pictures decoded at once
+    embedding: str = "auto"  # diversity's: pixels, the name of an expert with an image tower, auto: that or pixels
+    resamples: int = 2000  # of the bootstrap
+    picture_prompts: int = 200  # prompts with pictures in report.html
+    out: str | None = None  # null: outputs/evaluated-<time>
+    overwrite: bool = False
+
+
+@dataclass
 class BenchmarkConfig:
     """``python -m src.benchmark``."""
 
@@ -419,6 +440,7 @@ ROOT_SCHEMAS: dict[str, type] = {
     "benchmark_images": BenchmarkImagesConfig,
     "score_geneval": ScoreGenevalConfig,
     "export": ExportConfig,
+    "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
     "serve_rewards": ServeRewardsConfig,
 }

@@ -31,6 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "geneval": (),
     # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
     "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
+    "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
     "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
 }
 # Single modules that may do more than their room.

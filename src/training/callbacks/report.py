@@ -148,14 +148,19 @@ class RunReport(Callback):
 
 
 def spread(records: Sequence[PromptRecord], number: int) -> tuple[PromptRecord, ...]:
-    """Up to `number` records, taken from all kinds in turn, evenly over each kind."""
+    """Up to `number` different records, from all kinds in turn, evenly over each kind; all if there are no more."""
     kinds: dict[str, list[PromptRecord]] = {}
     for record in records:
         kinds.setdefault(record.task_type, []).append(record)
-    share = -(-number // max(1, len(kinds)))
-    columns = [[group[i * len(group) // share] for i in range(min(share, len(group)))] for group in kinds.values()]
+    share = len(records) if len(records) <= number else -(-number // max(1, len(kinds)))
+    columns = [evenly(group, min(share, len(group))) for group in kinds.values()]
     turns = [column[i] for i in range(share) for column in columns if i < len(column)]
     return tuple(turns[:number])
+
+
+def evenly(group: Sequence[PromptRecord], number: int) -> list[PromptRecord]:
+    """`number` <= len(group) different ones, spread evenly over `group`."""
+    return [group[place * len(group) // number] for place in range(number)]
 
 
 def _before_and_after(before: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any]:
