@@ -216,6 +216,7 @@ class LoggerConfig:
     tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<run.root>/mlflow.db
     experiment: str = "bicot_grpo"
     parent: str | None = None  # id of the MLflow run this one stands under
+    system_metrics_every: float | None = 10.0  # seconds between samples of CPU, memory, disk, GPU; null: none
 
 
 @dataclass

@@ -66,6 +66,7 @@ CHECKS: dict[str, Check] = {
     "algorithm.penalties_on": _one_of("both", "plan"),
     "algorithm.max_refills": _NOT_NEGATIVE,
     "algorithm.signal_tolerance": _NOT_NEGATIVE,
+    "logger.system_metrics_every": _POSITIVE,
     "optim.lr": _POSITIVE,
     "optim.weight_decay": _NOT_NEGATIVE,
     "optim.warmup_steps": _NOT_NEGATIVE,

@@ -68,11 +68,12 @@ def evaluate(
     settings: EvaluationSettings,
     stream: str,
     between: Callable[[int, int], object] = lambda done, total: None,
+    seen: Callable[[Sequence[int], Rollouts, RewardReport], object] = lambda indices, rollouts, report: None,
 ) -> Evaluation:
     """Roll out every record `samples_per_prompt` times and score it; ranks share the work.
 
     stream: names the noise ("validation", "test"). between: called with (done, total) before each batch;
-    may raise to stop.
+    may raise to stop. seen: called with (records' indices, rollouts, report) of each batch of this rank.
     """
     jobs = [(index, sample) for index in range(len(records)) for sample in range(settings.samples_per_prompt)]
     mine = jobs[_rank() :: _world()]
@@ -84,7 +85,9 @@ def evaluate(
         keys = [RolloutKey(settings.seed, stream, 0, index, sample) for index, sample in chosen]
         rollouts = roll_out(policy, decoder, [record.prompt for record in asked], keys, settings.rollout)
         report = rewards(rollouts.pixels, asked)
-        samples += _samples([index for index, _ in chosen], asked, rollouts, report)
+        indices = [index for index, _ in chosen]
+        seen(indices, rollouts, report)
+        samples += _samples(indices, asked, rollouts, report)
     rewards.reset()
     return Evaluation(tuple(sorted(_gathered(samples), key=lambda sample: sample.index)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from src.config import ROOT
@@ -49,3 +50,21 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return f"{platform.processor() or platform.machine()}, {usable_cores()} cores, {torch.get_num_threads()} threads"
+
+
+def peak_memory() -> float:
+    """The most memory this process held so far, in GiB: of its GPUs where it uses any, else of the processor.
+
+    On GPUs what torch allocated, summed over the devices (the driver's context is not in it); else the largest
+    resident set that the system saw.
+    """
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -5,6 +5,7 @@ from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.callbacks.logs import StepLogs
 from src.training.callbacks.progress import StepProgress
 from src.training.callbacks.report import RunReport
+from src.training.callbacks.sheets import ValidationSheets
 from src.training.callbacks.validation import BestByValidation
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "StepLogs",
     "StepProgress",
     "StopRequested",
+    "ValidationSheets",
 ]
