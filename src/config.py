@@ -313,6 +313,22 @@ class ExportConfig:
 
 
 @dataclass
+class CompareConfig:
+    """``python -m src.compare``: runs of an MLflow experiment, of run folders, or both."""
+
+    # MLflow's experiment; `experiment=` on the command line, which Hydra itself takes for the group configs/experiment.
+    experiment_name: str | None = None
+    tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<root>/mlflow.db
+    root: str = "runs"
+    runs: Any = None  # a run folder, a folder of them, a run's name in the experiment, or a list of such
+    metric: str | None = None  # null: validation/reward, else the first of validation/*, reward
+    mode: str = "max"  # max | min: which value of the metric is the best
+    baseline: str | None = None  # a run's name: paired differences on the test prompts
+    out: str = "comparison"
+    overwrite: bool = False
+
+
+@dataclass
 class BenchmarkConfig:
     """``python -m src.benchmark``."""
 
@@ -334,6 +350,7 @@ ROOT_SCHEMAS: dict[str, type] = {
     "generate": GenerateConfig,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
+    "compare": CompareConfig,
 }
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.

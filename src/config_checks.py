@@ -99,7 +99,8 @@ CHECKS: dict[str, Check] = {
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
     "rewards.combine": _one_of("sum", "mean"),
     "kernels": _one_of("auto", "triton", "torch"),
-    # generate, export, benchmark
+    # generate, export, benchmark, compare
+    "mode": _one_of("max", "min"),
     "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,

@@ -22,7 +22,6 @@ from src.training.provenance import git_commit, peak_memory, versions
 from src.training.run_folder import RunFolder, write_json, write_text
 from src.values import PromptRecord
 
-
 # What a run cost, as its summary and its loggers name it.
 COSTS = ("seconds_total", "seconds_per_step", "peak_memory_gib")
 
