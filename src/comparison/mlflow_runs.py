@@ -36,9 +36,8 @@ def read_experiment(tracking_uri: str | None, experiment: str, root: Path = Path
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = [item.name for item in client.search_experiments()]
-            raise UserError(
-                f"experiment={experiment}: not in {store.uri}.{nearest(experiment, known)} There are: {', '.join(known)}"
-            )
+            there = f"{nearest(experiment, known)} There are: {', '.join(known)}"
+            raise UserError(f"experiment={experiment}: not in {store.uri}.{there}")
         runs = _all_runs(client, found.experiment_id)
         return [_record(client, run) for run in runs if "sweep" not in run.data.tags]
     except (MlflowException, SQLAlchemyError) as error:

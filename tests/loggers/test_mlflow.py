@@ -29,6 +29,7 @@ from src.loggers.mlflow_logger import MLflowLogger, start_parent
 from src.train import COMMAND
 from src.training.run_folder import RunFolder, write_json, write_text
 from tests.conftest import ROOT, RunPython
+from tests.mlflow_server import mlflow_server
 from tests.tiny_run import SHORT, train
 
 
@@ -291,29 +292,8 @@ def test_other_loggers_never_import_mlflow(tmp_path: Path, choice: str) -> None:
 @pytest.fixture
 def server(root: Path) -> Iterator[str]:
     """MLflow's own server on the store of a short training run."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{root}/mlflow.db",
-         "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > until:
-                    pytest.fail("mlflow server did not start")
-                time.sleep(0.3)
+    with mlflow_server(root) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def rest(url: str, endpoint: str, **query: Any) -> Any:
