@@ -32,7 +32,7 @@ from src.training.callbacks import (
 from src.training.callbacks.report import spread
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
-from src.training.provenance import hardware
+from src.training.provenance import hardware, reset_peak_memory
 from src.training.run_folder import RunFolder, write_text
 
 
@@ -58,6 +58,7 @@ class Session:
         What the user gave is checked before any weight is loaded.
         """
         quiet()
+        reset_peak_memory()
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)

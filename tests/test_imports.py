@@ -27,6 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shapes": ("src.values",),
     "rollout": ("src.values", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
+    "comparison": ("src.config", "src.cli_errors", "src.loggers.facts", "src.loggers.store", "src.training.run_folder"),
     "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
 }
 # Single modules that may do more than their room.

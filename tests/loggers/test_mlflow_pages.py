@@ -141,6 +141,7 @@ def test_runs_are_selected_in_the_list_and_compared(
     )
     buttons[0].click()
     wait_for(browser, lambda page: "compare-runs" in page.current_url and metric(page, "validation/reward", 3))
+    wait_for(browser, lambda page: len(page.find_elements("css selector", "text.axis-title")) >= 2)
     photographed(browser, tmp_path / "comparison.png")
     assert "Comparing 3 Runs" in text(browser)
     names = cells(browser, "Run Name:")
@@ -148,3 +149,12 @@ def test_runs_are_selected_in_the_list_and_compared(
     wanted = {name: (beta, rewards[-1]) for name, beta, rewards in RUNS}
     assert cells(browser, "beta") == [wanted[name][0] for name in names]
     assert metric(browser, "validation/reward", 3) == [wanted[name][1] for name in names]
+
+
+def test_sample_sheets_stand_side_by_side_at_a_step(server: str, browser: Any, tmp_path: Path) -> None:
+    """The chart view shows each run's sheet of the same step, loaded from the artifacts."""
+    browser.get(f"{server}/#/experiments/1/runs?compareRunsMode=CHART")
+    drawn = "return [...document.images].filter(i => i.src.includes('validation%2Bstep%2B0') && i.naturalWidth).length"
+    wait_for(browser, lambda page: page.execute_script(drawn) == len(RUNS))
+    photographed(browser, tmp_path / "sheets.png")
+    assert all(name in text(browser) for name, _, _ in RUNS)
