@@ -98,7 +98,7 @@ def _row(
     base: tuple[RunRecord, ...] | None,
 ) -> Row:
     histories = [history for run in runs if (history := finite(run.history(metric)))]
-    bests = [best for run in runs if (best := _best(run, metric, mode)) is not None]
+    bests = [reached for run in runs if (reached := _best(run, metric, mode)) is not None]
     test = _test(runs, figure)
     final = over_seeds([history[-1][1] for history in histories]) if histories else None
     best = over_seeds([value for _, value in bests]) if bests else None
