@@ -241,6 +241,7 @@ class LoggerConfig:
     tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<run.root>/mlflow.db
     experiment: str = "bicot_grpo"
     parent: str | None = None  # id of the MLflow run this one stands under
+    system_metrics_every: float | None = 10.0  # seconds between samples of CPU, memory, disk, GPU; null: none
 
 
 @dataclass
@@ -398,6 +399,22 @@ class EvaluateConfig(PaintingConfig):
 
 
 @dataclass
+class CompareConfig:
+    """``python -m src.compare``: runs of an MLflow experiment, of run folders, or both."""
+
+    # MLflow's experiment; `experiment=` on the command line, which Hydra itself takes for the group configs/experiment.
+    experiment_name: str | None = None
+    tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<root>/mlflow.db
+    root: str = "runs"
+    runs: Any = None  # a run folder, a folder of them, a run's name in the experiment, or a list of such
+    metric: str | None = None  # null: validation/reward, else the first of validation/*, reward
+    mode: str = "max"  # max | min: which value of the metric is the best
+    baseline: str | None = None  # a run's name: paired differences on the test prompts
+    out: str = "comparison"
+    overwrite: bool = False
+
+
+@dataclass
 class BenchmarkConfig:
     """``python -m src.benchmark``."""
 
@@ -443,6 +460,7 @@ ROOT_SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
     "serve_rewards": ServeRewardsConfig,
+    "compare": CompareConfig,
 }
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.

@@ -67,6 +67,7 @@ CHECKS: dict[str, Check] = {
     "algorithm.penalties_on": _one_of("both", "plan"),
     "algorithm.max_refills": _NOT_NEGATIVE,
     "algorithm.signal_tolerance": _NOT_NEGATIVE,
+    "logger.system_metrics_every": _POSITIVE,
     "optim.lr": _POSITIVE,
     "optim.weight_decay": _NOT_NEGATIVE,
     "optim.warmup_steps": _NOT_NEGATIVE,
@@ -110,6 +111,8 @@ CHECKS: dict[str, Check] = {
     "kinds": (lambda v: len(v) > 0, "at least one kind of prompt, or null for all"),
     "resamples": (lambda v: v >= 100, "an integer >= 100 (the ends of an interval are read off so many)"),
     "picture_prompts": _NOT_NEGATIVE,
+    # compare
+    "mode": _one_of("max", "min"),
     # score_geneval
     "threshold": _UP_TO_ONE,
     "counting_threshold": _UP_TO_ONE,

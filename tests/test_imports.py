@@ -32,6 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
     "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
     "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
+    "comparison": ("src.config", "src.cli_errors", "src.loggers.facts", "src.loggers.store", "src.training.run_folder"),
     "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
 }
 # Single modules that may do more than their room.

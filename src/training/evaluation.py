@@ -72,16 +72,19 @@ def evaluate(
     settings: EvaluationSettings,
     stream: str,
     between: Callable[[int, int], object] = lambda done, total: None,
+    seen: Callable[[SampledBatch], object] = lambda batch: None,
 ) -> Evaluation:
     """Roll out every record `samples_per_prompt` times and score it; ranks share the work.
 
     stream: names the noise ("validation", "test"). between: called with (done, total) before each batch;
-    may raise to stop.
+    may raise to stop. seen: called with each batch of this rank.
     """
     jobs = [(index, sample) for index in range(len(records)) for sample in range(settings.samples_per_prompt)]
     mine = jobs[_rank() :: _world()]
-    parts = sampled(policy, decoder, rewards, records, mine, settings, stream, between)
-    samples = [sample for part in parts for sample in part.samples]
+    samples: list[Sample] = []
+    for batch in sampled(policy, decoder, rewards, records, mine, settings, stream, between):
+        seen(batch)
+        samples += batch.samples
     rewards.reset()
     whole = tuple(sorted(_gathered(samples), key=lambda sample: sample.index))
     if whole and all(sample.reward is None for sample in whole):

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from src.config import UserError
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
+from src.training.callbacks.sheets import ValidationSheets
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
 from src.training.module import BiCoTModule
@@ -34,6 +35,7 @@ class BestByValidation(Callback):
         monitor: str,
         weights: Path,
         stop: GracefulStop,
+        sheets: ValidationSheets,
     ) -> None:
         self.records = records
         self.settings = settings
@@ -41,6 +43,7 @@ class BestByValidation(Callback):
         self.monitor = monitor
         self.weights = weights
         self.stop = stop
+        self.sheets = sheets
         self.best: float | None = None
         self.best_step: int | None = None
         self.history: dict[int, dict[str, float]] = {}
@@ -87,6 +90,8 @@ class BestByValidation(Callback):
         self.history[step] = figures
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in figures.items()}, step=step)
+        if trainer.is_global_zero:
+            self.sheets.write(step, figures, trainer.loggers)
         if self.best is None or figures[self._figure(figures)] > self.best:
             self.best, self.best_step = figures[self._figure(figures)], step
             if trainer.is_global_zero:
@@ -109,6 +114,7 @@ class BestByValidation(Callback):
             self.settings,
             "validation",
             between=self.stop.check,
+            seen=self.sheets.take,
         )
 
 
