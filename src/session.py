@@ -33,6 +33,7 @@ from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware
 from src.training.run_folder import RunFolder, write_text
+from src.training.sharded import ShardedStrategy
 
 
 @dataclass(slots=True)
@@ -77,7 +78,8 @@ class Session:
         fitted = fit_to_memory(config, policy, data, rewards, trainer)
         report.facts["memory_estimate"] = fitted.figures()
         module = build.build_module(config, policy, rewards, fitted.cut)
-        write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
+        if trainer.is_global_zero:
+            write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
         return cls(trainer, module, data, report, stop, loop)
 
@@ -87,6 +89,8 @@ class Session:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
 
+# trainer.strategy of the weights cut over ranks; every other name is Lightning's.
+SHARDED = "fsdp"
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
 # But not what cuts a step and leaves its objective alone (a run that did not fit may go on with others), nor where
@@ -179,21 +183,25 @@ def _callbacks(
 def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
+    chosen = precision(settings.precision, full and build.device(config).type == "cuda")
+    strategy = settings.strategy
+    if strategy == SHARDED:
+        strategy, chosen = sharded_strategy(chosen, full), "32-true" if chosen == "bf16-mixed" else chosen
     try:
-        return _made_trainer(config, settings, full, folder, callbacks, loggers)
+        return _made_trainer(settings, strategy, chosen, folder, callbacks, loggers)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
 
 
 def _made_trainer(
-    config: DictConfig, settings: Any, full: bool, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
+    settings: Any, strategy: Any, chosen: Any, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
 ) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
-        precision=precision(settings.precision, full and build.device(config).type == "cuda"),
+        strategy=strategy,
+        precision=chosen,
         max_steps=settings.max_steps,
         max_epochs=-1,
         logger=loggers,
@@ -212,6 +220,20 @@ def precision(choice: str, full_on_gpu: bool) -> Any:
     if choice != "auto":
         return choice
     return "bf16-mixed" if full_on_gpu else "32-true"
+
+
+def sharded_strategy(chosen: Any, full: bool) -> ShardedStrategy:
+    """FSDP2; bf16-mixed is its own affair there: bf16 weights gathered for bf16 products, float32 masters.
+
+    Raises:
+        UserError: for a precision that would be silently left out.
+    """
+    if chosen == "bf16-mixed" and not full:
+        raise UserError(
+            "trainer.precision=bf16-mixed: with LoRA and trainer.strategy=fsdp weights compute in their own dtype;"
+            " expected auto (and model.dtype for the base)"
+        )
+    return ShardedStrategy(torch.bfloat16 if chosen == "bf16-mixed" else None)
 
 
 def quiet() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.launched import agreed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,7 +45,8 @@ def train(config: DictConfig) -> int:
         return 0
     with made_or_undone(folder.path):
         session = Session.build(config, folder, STARTED, checkpoint)
-    print(f"run folder: {folder.path}", flush=True)
+    if session.is_global_zero:
+        print(f"run folder: {folder.path}", flush=True)
     try:
         session.fit(checkpoint)
     except StopRequested as stop:
@@ -93,9 +95,9 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
     from src.training.run_folder import RunFolder, newest_unfinished
 
     run, resume = config.run, config.resume
-    stamp, job = run_stamp(), job_number()
+    job = job_number()
     suffix = "" if job is None else f"-{job}"
-    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{stamp}{suffix}")
+    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{run_stamp()}{suffix}")
     if resume is None:
         if fresh.summary.exists() or fresh.last_checkpoint.exists():
             raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
@@ -114,10 +116,10 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
 
 
 def run_stamp() -> str:
-    """The time in a run folder's name; the ranks that Lightning starts take over that of the first."""
+    """The time in a run folder's name, or what else the processes of a run agree on: all take that of the first."""
     if "LOCAL_RANK" in os.environ and STAMP in os.environ:
         return os.environ[STAMP]
-    os.environ[STAMP] = datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S")
+    os.environ[STAMP] = agreed("stamp", datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S"))
     return os.environ[STAMP]
 
 

@@ -21,13 +21,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "config": ("src.values",),
     "config_checks": ("src.config",),
     "algorithms": ("src.values", "kernels"),
-    "policies": ("src.values", "src.hub", "kernels"),
+    "sharding": (),
+    "policies": ("src.values", "src.hub", "src.sharding", "kernels"),
     "rewards": ("src.values", "src.hub"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),
     "rollout": ("src.values", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
-    "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
+    "training": (
+        *("src.values", "src.config", "src.sharding", "src.algorithms", "src.rollout", "src.policies.base"),
+        *(*REWARDS, "kernels"),
+    ),
 }
 # Single modules that may do more than their room.
 EXTRA: dict[str, tuple[str, ...]] = {

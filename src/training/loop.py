@@ -31,6 +31,7 @@ from src.training.module import BiCoTModule
 from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, release_memory, smaller_microbatch
 from src.training.ranks import ALONE, Ranks, current_ranks
 from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
+from src.sharding import whole
 from src.values import IMAGE, PLAN, Experience, PromptBatch, RewardReport
 
 # Figures of dynamic sampling that are not sums over ranks: each rank refills for itself, the last one ends the rounds.
@@ -184,10 +185,11 @@ class GroupedRolloutLoop(_ManualOptimization):
     def _step(self, optimizer: Any) -> None:
         module = self._module
         trained = [p for p in module.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip))
         if not torch.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm.item()}")
         optimizer.step()
+        module.weights_changed()
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
 
