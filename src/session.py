@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -87,6 +89,16 @@ class Session:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
         with self.stop.handlers_kept():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+
+
+    def end_others(self) -> None:
+        """After an error here: end the processes that Lightning started, which would wait for this one for ever.
+
+        Those of torchrun and SLURM are ended by who started them.
+        """
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
 
 
 # trainer.strategy of the weights cut over ranks; every other name is Lightning's.
@@ -248,4 +260,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # FSDP2 on the policy's outputs; nothing writes to them in place.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     warnings.filterwarnings("ignore", message=".*does not have a .*len.*")

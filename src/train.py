@@ -36,6 +36,7 @@ def train(config: DictConfig) -> int:
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
     from src.training.out_of_memory import DoesNotFit
+    from src.training.ranks import lost_peer
 
     folder, checkpoint = locate(config)
     summary = folder.read_summary()
@@ -53,12 +54,14 @@ def train(config: DictConfig) -> int:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
     except (NonFiniteError, RewardError, DoesNotFit) as error:
-        kept = (
-            f"the last good checkpoint is {folder.last_checkpoint}"
-            if folder.last_checkpoint.is_file()
-            else ("no checkpoint was written yet")
-        )
-        print(f"error: {error}; {kept}", file=sys.stderr)
+        print(f"error: {error}; {last_checkpoint(folder)}", file=sys.stderr, flush=True)
+        session.end_others()
+        return EXIT_FAILED
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        rank = session.trainer.global_rank
+        print(f"error: rank {rank}: another process of the run has ended; its message says why", file=sys.stderr)
         return EXIT_FAILED
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
@@ -121,6 +124,13 @@ def run_stamp() -> str:
         return os.environ[STAMP]
     os.environ[STAMP] = agreed("stamp", datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S"))
     return os.environ[STAMP]
+
+
+def last_checkpoint(folder: RunFolder) -> str:
+    """Where a failed run can be resumed from, in words."""
+    if folder.last_checkpoint.is_file():
+        return f"the last good checkpoint is {folder.last_checkpoint}"
+    return "no checkpoint was written yet"
 
 
 def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
