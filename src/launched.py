@@ -13,7 +13,7 @@ PATIENCE = timedelta(seconds=120)
 
 def several() -> bool:
     """Whether torchrun or srun started this process as one of several."""
-    return _by_torchrun() or int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return _by_torchrun() or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ)
 
 
 def agreed(key: str, mine: str) -> str:

@@ -90,7 +90,6 @@ class Session:
         with self.stop.handlers_kept():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
-
     def end_others(self) -> None:
         """After an error here: end the processes that Lightning started, which would wait for this one for ever.
 

@@ -54,7 +54,9 @@ class ShardedWeights:
         self.network: Any = decoding_copy(network, names, dtype)
         parameters = dict(self.network.named_parameters())
         self._copied = {prefix + name: parameters[name] for name in names}
-        mixed = MixedPrecisionPolicy() if dtype is None else MixedPrecisionPolicy(dtype, torch.float32)
+        # Nothing that goes in is cast: log-probs among it are float32, and the embeddings are in `dtype` already.
+        reduced = None if dtype is None else torch.float32
+        mixed = MixedPrecisionPolicy(dtype, reduced, cast_forward_inputs=False)
         for layer in layers:
             fully_shard(layer, mesh=mesh, mp_policy=mixed, ignored_params=frozen)
         fully_shard(policy, mesh=mesh, mp_policy=mixed, ignored_params=frozen)

@@ -25,13 +25,13 @@ from torch.nn.parallel import DistributedDataParallel
 from src.algorithms import MAXIMA, share_without_signal
 from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
+from src.sharding import whole
 from src.training.collect import Collected, NonFiniteError
 from src.training.groups import joined_reports
 from src.training.module import BiCoTModule
 from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, release_memory, smaller_microbatch
 from src.training.ranks import ALONE, Ranks, current_ranks
 from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
-from src.sharding import whole
 from src.values import IMAGE, PLAN, Experience, PromptBatch, RewardReport
 
 # Figures of dynamic sampling that are not sums over ranks: each rank refills for itself, the last one ends the rounds.

@@ -15,6 +15,7 @@ from kernels import Operations
 from src.algorithms import Algorithm
 from src.policies.base import RefreshableReference, Shardable
 from src.rewards.ensemble import RewardEnsemble
+from src.sharding import write_whole
 from src.training.collect import Collected, CollectSettings, collect
 from src.training.entropy_control import EntropyControl, EntropySettings
 from src.training.groups import keyed_records
@@ -22,7 +23,6 @@ from src.training.ranks import current_ranks
 from src.training.sharded import ShardedStrategy, kept_states
 from src.training.statistics import evaluated
 from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
-from src.sharding import write_whole
 from src.values import IMAGE, Experience, PromptBatch, PromptRecord
 
 # What the progress bar shows, where a step has it.
@@ -97,8 +97,8 @@ class BiCoTModule(L.LightningModule):
             return
         if not isinstance(self.policy, Shardable):
             raise ValueError(
-                f"trainer.strategy=fsdp: {type(self.policy).__name__} has no shard(); use trainer=ddp, or give the policy"
-                " what Shardable asks for"
+                f"trainer.strategy=fsdp: {type(self.policy).__name__} has no shard(); use trainer=ddp, or give the"
+                " policy what Shardable asks for"
             )
         self.policy.shard(strategy.device_mesh["data_parallel"], strategy.dtype)
         self._sharded = True

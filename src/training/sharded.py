@@ -65,7 +65,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def _cut(part: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
     """One parameter's moments, cut as it is; what has another shape (the count of steps) stays."""
-    return {name: cut_like(value, parameter) if value.shape == parameter.shape else value for name, value in part.items()}
+    return {
+        name: cut_like(value, parameter) if value.shape == parameter.shape else value for name, value in part.items()
+    }
 
 
 def kept_states(named: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""``python -m tests.training.failing_worker RANK [key=value ...]``: src.train, where RANK runs out of memory in step 1."""
+"""``python -m tests.training.failing_worker RANK [key=value ...]``: src.train; RANK runs out of memory in step 1."""
 
 from __future__ import annotations
 
