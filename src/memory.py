@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from src.policies.cache import SHARE_OF_FREE_MEMORY, rounded_places
 from src.policies.sizes import ModelSizes
 from src.values import IMAGE, PLAN
 
@@ -51,6 +52,10 @@ class StepShape:
     sharded: bool = False
     expert_bytes: int = 0
     max_rows: int | None = None
+
+    def branches(self, level: str) -> int:
+        """Rows a rollout takes: two where an unconditional branch runs beside it."""
+        return 2 if self.guided and level == IMAGE else 1
 
     def at_once(self, rows: int) -> int:
         """How many of `rows` rollouts are decoded at once."""
@@ -118,6 +123,8 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
     if shape.sharded and shape.mixed:
         # FSDP2 gathers weights in bf16, and the copy is bf16: everything that is computed is as if weights were.
         sizes, shape = replace(sizes, element=2, merged=False), replace(shape, mixed=False)
+    rows = {"rollout": shape.at_once(shape.rollouts), "evaluation": shape.at_once(shape.evaluation_rows)}
+    kept = cache_of_rollouts(sizes, shape, max(rows.values()))  # stays for the next rollout
     return MemoryEstimate(
         weights=sharded_weight_bytes(weights, constant)
         if shape.sharded
@@ -125,12 +132,9 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
         optimiser=2 * own_bytes(sizes, shape) + buckets,
         experts=shape.expert_bytes,
         phases={
-            "rollout": rollout_bytes(sizes, shape, min(shape.rollouts, shape.max_rows or shape.rollouts)),
-            "evaluation": rollout_bytes(
-                sizes, shape, min(shape.evaluation_rows, shape.max_rows or shape.evaluation_rows)
-            ),
-            "reference": reference_bytes(sizes, shape, cut) if shape.reference else 0,
-            "update": update_bytes(sizes, shape, cut),
+            **{phase: rollout_bytes(sizes, shape, number) for phase, number in rows.items()},
+            "reference": kept + reference_bytes(sizes, shape, cut) if shape.reference else 0,
+            "update": kept + update_bytes(sizes, shape, cut),
         },
     )
 
@@ -210,25 +214,36 @@ def cache_bytes(sizes: ModelSizes, rows: int, places: int) -> int:
     return 2 * sizes.layers * rows * places * sizes.kv_heads * sizes.head_dim * sizes.element
 
 
-def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
-    """Both levels sampled for `rows` rollouts at once, then painted; the larger moment of the two.
+def rows_at_once(sizes: ModelSizes, shape: StepShape, card: int) -> int:
+    """How many rollouts are decoded at once where no number is set: what their share of the free memory holds."""
+    unset = replace(shape, max_rows=None)
+    free = card - RESERVED - estimate(sizes, unset, StepCut()).constant
+    return max(1, int(SHARE_OF_FREE_MEMORY * free) // cache_of_rollouts(sizes, unset, 1))
 
-    Sampling: the decoding form of the weights, the cache of the image level (both branches of guidance) and that of
-    the prefill, logits with their sums in float64, and the features of the guidance branch.
+
+def cache_of_rollouts(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
+    """The cache that both levels of `rows` rollouts use in turn: the image level's, both branches of guidance."""
+    return max(
+        cache_bytes(sizes, shape.branches(level) * rows, rounded_places(shape.contexts[level] + tokens))
+        for level, tokens in ((PLAN, shape.plan_tokens), (IMAGE, sizes.image_tokens))
+    )
+
+
+def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
+    """Both levels sampled for `rows` rollouts at once, then painted: what stays, and the largest moment.
+
+    What stays: the decoding form of the weights, the cache, the features of the guidance branch. Moments: reading the
+    contexts (keys and values of each beside the cache), drawing a token, painting.
     """
-    branches = 2 if shape.guided else 1
-    levels = []
-    for level, tokens in ((PLAN, shape.plan_tokens), (IMAGE, sizes.image_tokens)):
-        both = branches if level == IMAGE else 1
-        context = shape.contexts[level]
-        cache = cache_bytes(sizes, both * rows, context + tokens)
-        prefill = cache_bytes(sizes, rows, context) + inference_bytes(sizes, rows * context)
+    moments = [painting_bytes(sizes, rows)]
+    for level in (PLAN, IMAGE):
+        both, context = shape.branches(level), shape.contexts[level]
+        reading = cache_bytes(sizes, both * rows, context) + inference_bytes(sizes, rows * context)
         # Logits of both branches; in plain torch also five rows in float64 (kernels/sampling.py), in Triton none.
         drawn = both * sizes.element + (0 if shape.fused_head else 5 * 2 * FLOAT)
-        drawing = rows * sizes.vocabularies[level] * drawn
-        kept = rows * tokens * sizes.features[level] * sizes.element if both == 2 else 0
-        levels.append(cache + max(prefill, drawing) + kept)
-    return max(decoder_bytes(sizes) + max(levels), painting_bytes(sizes, rows))
+        moments += [reading, rows * sizes.vocabularies[level] * drawn]
+    kept = rows * sizes.image_tokens * sizes.features[IMAGE] * sizes.element if shape.guided else 0
+    return decoder_bytes(sizes) + cache_of_rollouts(sizes, shape, rows) + kept + max(moments)
 
 
 def decoder_bytes(sizes: ModelSizes) -> int:

@@ -21,6 +21,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.training.callbacks import (
     BestByValidation,
@@ -63,7 +64,7 @@ class Session:
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
-        operations = build.build_operations(config)
+        operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
             refuse_changes(folder, config)
             data.start_step = finished_batches(checkpoint)
@@ -79,6 +80,7 @@ class Session:
         policy = build.build_policy(config)
         fitted = fit_to_memory(config, policy, data, rewards, trainer)
         report.facts["memory_estimate"] = fitted.figures()
+        report.facts["rollout_graph"] = isinstance(policy, HasEngine) and engine.captures(build.device(config))
         module = build.build_module(config, policy, rewards, fitted.cut)
         if trainer.is_global_zero:
             write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
@@ -104,12 +106,15 @@ class Session:
 SHARDED = "fsdp"
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-# But not what cuts a step and leaves its objective alone (a run that did not fit may go on with others), nor where
-# the experts are (a server may come back at another address).
+# But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
+# where the experts are (a server may come back at another address).
 FREE = (
     "optim.microbatch",
     "optim.split_levels",
     "optim.activation_checkpointing",
+    "rollout.max_rows",
+    "rollout.graph",
+    "rollout.engine",
     "rewards.devices",
     "rewards.remote",
     "rewards.watch",

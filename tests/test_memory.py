@@ -18,6 +18,7 @@ from src.memory import (
     activation_bytes,
     cache_bytes,
     choose_cut,
+    decoder_bytes,
     embedding_bytes,
     estimate,
     head_bytes,
@@ -149,6 +150,7 @@ def test_rollouts_and_scoring(hidden: int, layers: int, vocabulary: int, dtype: 
     )
     prompts = ["a red circle", "two blue square left of a green circle"] * 4
     settings = RolloutSettings(Sampling(), Sampling(1.0, 2.0), 24)
+    policy.decoder()  # in half precision this puts the weights together, once, and stays
     with AliveBytes() as alive:
         rollouts = roll_out(policy, policy.decoder(), prompts, group_keys(0, "train", 0, range(8), 1), settings)
     contexts = {name: level.context.ids.shape[1] for name, level in rollouts.levels.items()}
@@ -157,7 +159,8 @@ def test_rollouts_and_scoring(hidden: int, layers: int, vocabulary: int, dtype: 
         SHAPE, rollouts=8, group_size=1, contexts=contexts, plan_tokens=rollouts.levels[PLAN].ids.shape[1],
         fused_head=False, mask_per_layer=False,
     )  # fmt: skip
-    assert 0.95 * alive.peak < rollout_bytes(sizes, shape, 8) < 1.5 * alive.peak
+    there_before = 0 if sizes.merged else decoder_bytes(sizes)
+    assert 0.95 * alive.peak < rollout_bytes(sizes, shape, 8) - there_before < 1.5 * alive.peak
     for rows in (None, 4):
         with AliveBytes() as alive:
             kept = policy.decoder()
@@ -180,8 +183,8 @@ def test_the_cache_is_the_decoders() -> None:
     policy = tiny_policy()
     level = level_of(policy, IMAGE, 3, 5, 9)
     state, _ = policy.decoder().start(IMAGE, level.context, 9)
-    kept = sum(x.untyped_storage().nbytes() for x in (state.cache.keys, state.cache.values))
-    assert cache_bytes(model_sizes(policy), 3, 14) == kept
+    kept = sum(x.untyped_storage().nbytes() for x in (state.keys, state.values))
+    assert cache_bytes(model_sizes(policy), 3, 64) == kept, "14 places, rounded up"
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +196,7 @@ def test_a_7b_step_fits_into_40_gib(sizes_7b: ModelSizes) -> None:
     """Sixteen rollouts in groups of eight, 576 image tokens, plans up to 256: LoRA, found by itself."""
     card = 40 * GIB
     cut = choose_cut(sizes_7b, SHAPE, None, None, None, card)
-    assert cut == StepCut(None, True, True)
+    assert cut == StepCut(8, True, True)
     needed = estimate(sizes_7b, SHAPE, cut)
     assert needed.fits(card)
     assert not estimate(sizes_7b, SHAPE, StepCut()).fits(2 * card), "uncut, not even in 80"
@@ -215,7 +218,7 @@ def test_a_cpu_cuts_nothing_unasked(sizes_7b: ModelSizes) -> None:
 def test_smaller_cards_get_smaller_cuts(sizes_7b: ModelSizes) -> None:
     """Nothing on a huge one, then checkpoints, then ever fewer rollouts; at the end one, whether it fits or not."""
     shape, rows = replace(SHAPE, reference=False), []
-    for gib in (400, 40, 22, 20, 18, 2):
+    for gib in (400, 44, 36, 35, 33, 2):
         cut = choose_cut(sizes_7b, shape, None, None, None, gib * GIB)
         assert cut.split_levels == cut.activation_checkpointing == (gib < 400)
         rows.append(cut.microbatch or shape.rollouts)
