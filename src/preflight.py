@@ -18,6 +18,7 @@ from src.policies.janus import JanusPolicy
 from src.policies.sizes import model_sizes
 from src.rewards.ensemble import RewardEnsemble
 from src.training.console import say
+from src.training.sharded import ShardedStrategy
 from src.values import IMAGE, PLAN
 
 # The prompts looked at for the longest context, longest texts first.
@@ -108,6 +109,7 @@ def step_shape(
     rollout, variant = config.rollout, config.algorithm
     contexts = longest_contexts(policy, [record.prompt for record in data.train_records], rollout.max_plan_tokens)
     reference = build.collect_settings(config).reference
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
     evaluated = max(len(data.validation_records), len(data.test_records)) * config.evaluation.samples_per_prompt
     return StepShape(
         rollouts=rollout.prompts_per_step * rollout.group_size // trainer.world_size,
@@ -119,10 +121,11 @@ def step_shape(
         reference=reference,
         exact_kl=reference and variant.kl == "exact",
         evaluation_rows=min(config.evaluation.batch_size, evaluated),
-        mixed=trainer.precision == "bf16-mixed",
+        mixed=trainer.precision == "bf16-mixed" or (sharded and trainer.strategy.dtype is not None),
         fused_head=build.build_operations(config).prefers_one_pass,
         mask_per_layer=trainer.strategy.root_device.type == "cuda",
         processes=trainer.world_size,
+        sharded=sharded,
         max_rows=rollout.max_rows,
         expert_bytes=rewards.device_bytes(),
     )

@@ -44,6 +44,7 @@ class JanusDecoder:
         image_embeddings (K, H): what each image token is to the trunk.
         memory: the cache, shared with other decoders of the policy and used in turn.
         engine: the settings that all of this was made with.
+        lent: the weights are in the model for a while only; a head that is asked for outlives them.
     """
 
     def __init__(
@@ -53,8 +54,11 @@ class JanusDecoder:
         image_embeddings: Tensor,
         memory: CacheMemory,
         engine: EngineSettings,
+        lent: bool = False,
     ) -> None:
         self.engine = engine
+        self._lent = lent
+        self._heads: dict[str, LinearHead] = {}
         self.captured: dict[Hashable, Any] = {}
         self._janus = janus
         self._trunk = trunk
@@ -98,7 +102,13 @@ class JanusDecoder:
         return features(self._janus, level, hidden)
 
     def head(self, level: str) -> LinearHead:
-        return head(self._janus, level)
+        if not self._lent:
+            return head(self._janus, level)
+        if level not in self._heads:
+            now = head(self._janus, level)
+            bias = None if now.bias is None else now.bias.detach().clone()
+            self._heads[level] = LinearHead(now.weight.detach().clone(), bias)
+        return self._heads[level]
 
     def _embed(self, level: str, ids: Tensor) -> Tensor:
         return embedding(ids, self._image_embeddings if level == IMAGE else self._trunk.embedding)
@@ -146,11 +156,11 @@ class DecoderKeeper:
             self._decoders[engine, form] = made
         return self._decoders[engine, form]
 
-    def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
-        """A decoder of the weights with the adapter left out."""
-        return self._made(janus, engine, form_of(janus, engine, merge), adapter=False)
+    def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False) -> JanusDecoder:
+        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while."""
+        return self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
 
-    def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool) -> JanusDecoder:
+    def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool, lent: bool = False) -> JanusDecoder:
         trunk = LlamaTrunk(
             janus.model.language_model,
             adapter,
@@ -160,7 +170,7 @@ class DecoderKeeper:
             sliced=engine.filled_attention and not engine.captures(janus.lm_head.weight.device),
         )
         memory = self.memory if engine.reuse_cache else CacheMemory()
-        return JanusDecoder(janus, trunk, self._embeddings_of(janus), memory, engine)
+        return JanusDecoder(janus, trunk, self._embeddings_of(janus), memory, engine, lent)
 
     @torch.no_grad()
     def _embeddings_of(self, janus: Any) -> Tensor:

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from src.algorithms import MAXIMA, share_without_signal
 from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
+from src.sharding import whole
 from src.training.collect import Collected, NonFiniteError
 from src.training.groups import joined_reports
 from src.training.module import BiCoTModule
@@ -192,10 +193,11 @@ class GroupedRolloutLoop(_ManualOptimization):
     def _step(self, optimizer: Any) -> None:
         module = self._module
         trained = [p for p in module.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip))
         if not torch.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm.item()}")
         optimizer.step()
+        module.weights_changed()
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
 

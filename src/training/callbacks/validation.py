@@ -94,8 +94,7 @@ class BestByValidation(Callback):
             self.sheets.write(step, figures, trainer.loggers)
         if self.best is None or figures[self._figure(figures)] > self.best:
             self.best, self.best_step = figures[self._figure(figures)], step
-            if trainer.is_global_zero:
-                save_weights(self.weights, module)
+            save_weights(self.weights, module, trainer.is_global_zero)
         shown = ", ".join(f"{n} {figures[n]:.3f}" for n in ("reward", "all_correct") if n in figures)
         say(f"validation at step {step}: {shown} ({len(evaluation.samples)} prompts)")
         self.seconds += time.perf_counter() - start
@@ -118,13 +117,16 @@ class BestByValidation(Callback):
         )
 
 
-def save_weights(path: Path, module: BiCoTModule) -> None:
-    """The trained parameters as safetensors, written whole."""
+def save_weights(path: Path, module: BiCoTModule, writes: bool = True) -> None:
+    """The trained parameters as safetensors, written whole by the rank that `writes`; all ranks at once."""
     from safetensors.torch import save_file
 
+    state = module.trained_state()
+    if not writes:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in module.trained_state().items()}, str(partial))
+    save_file({name: value.contiguous() for name, value in state.items()}, str(partial))
     partial.replace(path)
 
 
