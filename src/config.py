@@ -188,6 +188,8 @@ class OptimConfig:
     schedule: str = "constant"  # constant | linear | cosine
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
+    max_grad_norm: float | None = None  # a larger norm (before clipping) skips the step, as one that is not finite does
+    max_skipped_steps: int = 5  # in a row; one more ends the run
     microbatch: int | None = None
 
 
@@ -237,6 +239,22 @@ class CheckpointConfig:
 
 
 @dataclass
+class ResumeConfig:
+    """What to go on from. On the command line ``resume=X`` is short for ``resume.path=X``."""
+
+    path: str | None = None  # auto, or the path of a run folder or checkpoint
+    allow_changes: bool = False  # go on with other settings than the run was made with
+
+
+@dataclass
+class WatchdogConfig:
+    """When a run that does not go on is ended; docs/RELIABILITY.md."""
+
+    seconds: float | None = 1800.0  # in one phase (a rollout, an expert's scores, a microbatch); null: never
+    rank_seconds: float | None = 60.0  # without a sign of life from another rank; null: not watched
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -252,7 +270,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     kernels: str = "auto"
-    resume: str | None = None  # auto, or the path of a run folder or checkpoint
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 @dataclass

@@ -6,11 +6,9 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +17,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.resume import check_settings, finished_batches, refuse_other_weights
 from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
@@ -27,6 +26,7 @@ from src.training.callbacks import (
     StepLogs,
     StepProgress,
 )
+from src.training.checkpoint_io import SoundCheckpointIO
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware
@@ -60,19 +60,21 @@ class Session:
         build.build_algorithm(config)
         operations = build.build_operations(config)
         if checkpoint is not None:
-            refuse_changes(folder, config)
+            check_settings(folder, config)
             data.start_step = finished_batches(checkpoint)
         stop = GracefulStop()
         facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None)
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
-        trainer = _trainer(config, folder, callbacks, loggers)
+        trainer = _trainer(config, folder, callbacks, loggers, SoundCheckpointIO(checkpoint))
         prompts, ranks = config.rollout.prompts_per_step, trainer.world_size
         if prompts % ranks:
             raise UserError(f"rollout.prompts_per_step={prompts}: expected a multiple of the number of ranks, {ranks}")
         loop = GroupedRolloutLoop.install(trainer)
         policy = build.build_policy(config)
         module = build.build_module(config, policy, rewards)
+        if checkpoint is not None:
+            refuse_other_weights(checkpoint, module.trained_state())
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
         return cls(trainer, module, data, report, stop, loop)
@@ -81,41 +83,6 @@ class Session:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
         with self.stop.handlers_kept():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
-
-
-# A checkpoint is a state of these settings; with others it would be another run.
-FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-
-
-def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
-    """Raise UserError, naming the first, where a resumed run's settings are not those it was made with."""
-    if not folder.config.is_file():
-        return
-    made = OmegaConf.load(folder.config)
-    for key in (*FIXED, "run.seed"):
-        old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
-        for name in difference(old, new, key):
-            raise UserError(
-                f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
-                f" {OmegaConf.select(made, name)}; give its own settings (they stand in {folder.config})"
-            )
-
-
-def difference(old: Any, new: Any, key: str) -> list[str]:
-    """The dotted keys under which two plain configs differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = dict.fromkeys([*old, *new])
-        return [found for name in names for found in difference(old.get(name), new.get(name), f"{key}.{name}")]
-    return [] if old == new else [key]
-
-
-def finished_batches(checkpoint: Path) -> int:
-    """How many prompt batches the run had finished when `checkpoint` was written."""
-    try:
-        loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]["fit_loop"]
-        return int(loops["epoch_loop.manual_optimization.state_dict"]["finished_batches"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
-        raise UserError(f"{checkpoint}: no readable checkpoint of a training run ({error})") from error
 
 
 def _callbacks(
@@ -157,17 +124,17 @@ def _callbacks(
     return callbacks, report
 
 
-def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], io: SoundCheckpointIO) -> L.Trainer:
     settings = config.trainer
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
     try:
-        return _made_trainer(config, settings, full, folder, callbacks, loggers)
+        return _made_trainer(config, settings, full, folder, callbacks, loggers, io)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
 
 
 def _made_trainer(
-    config: DictConfig, settings: Any, full: bool, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
+    config: DictConfig, settings: Any, full: bool, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], io: SoundCheckpointIO
 ) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
@@ -179,6 +146,7 @@ def _made_trainer(
         max_epochs=-1,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[io],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=settings.progress_bar,

@@ -32,6 +32,7 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from src.cli import spelled_out
     from src.cli_errors import explain
 
     register()
@@ -43,7 +44,8 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
             raise JobFailed(code)
         return code
 
-    overrides = [*overrides, *_parent(command, overrides)]
+    overrides = spelled_out(overrides)
+    overrides += _parent(command, overrides)
     before = sys.argv
     # Hydra's own runner exits with 1 and a page of text on errors; with this it lets them through.
     sys.argv = [before[0], "--multirun", *overrides]

@@ -29,12 +29,13 @@ def train(config: DictConfig) -> int:
 
     0 done, 1 stopped by a reward or loss that is no number, 130 / 143 interrupted with everything saved.
     """
+    from src.resume import locate
     from src.rewards.base import RewardError
     from src.session import Session
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
 
-    folder, checkpoint = locate(config)
+    folder, checkpoint = locate(config, run_stamp(), job_suffix())
     summary = folder.read_summary()
     if summary is not None and summary.get("finished") and summary["steps"] >= config.trainer.max_steps:
         print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
@@ -81,34 +82,12 @@ def made_or_undone(folder: Path) -> Iterator[None]:
         raise
 
 
-def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
-    """The run's folder and the checkpoint to resume from.
-
-    Raises:
-        UserError: if there is nothing to resume at the path that was given.
-    """
+def job_suffix() -> str:
+    """What tells the folders of a sweep's jobs apart; empty outside of one."""
     from src.sweep import job_number
-    from src.training.run_folder import RunFolder, newest_unfinished
 
-    run, resume = config.run, config.resume
-    stamp, job = run_stamp(), job_number()
-    suffix = "" if job is None else f"-{job}"
-    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{stamp}{suffix}")
-    if resume is None:
-        if fresh.summary.exists() or fresh.last_checkpoint.exists():
-            raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
-        return fresh, None
-    if resume == "auto":
-        found = fresh if run.dir else newest_unfinished(Path(run.root), run.name, suffix)
-        if found is None or not found.last_checkpoint.is_file():
-            return fresh, None
-        return found, found.last_checkpoint
-    path = Path(resume)
-    given = RunFolder(path if path.is_dir() else path.parent.parent)
-    checkpoint = given.last_checkpoint if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise UserError(f"resume={resume}: no checkpoint there ({checkpoint}); give a run folder, or resume=auto")
-    return given, checkpoint
+    job = job_number()
+    return "" if job is None else f"-{job}"
 
 
 def run_stamp() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from src.training.run_folder import RunFolder
 
 # Sections that say how a run is kept, not what it computes.
-NO_PARAMETERS = ("logger", "resume")
+NO_PARAMETERS = ("logger", "resume", "watchdog")
 LONGEST_VALUE = 500
 
 

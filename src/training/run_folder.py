@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.training.sound_files import partial_path, saving
+
+PREVIOUS = "previous.ckpt"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -42,6 +46,15 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last."""
+        return self.last_checkpoint.with_name(PREVIOUS)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that are there, the newest first."""
+        return [path for path in (self.last_checkpoint, self.previous_checkpoint) if path.is_file()]
+
+    @property
     def best_weights(self) -> Path:
         return self.path / "checkpoints" / "best.safetensors"
 
@@ -63,14 +76,15 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole: a partial file first, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write a file so that it appears whole: a partial file first, then a rename; raises CannotSave."""
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(path)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,9 +98,9 @@ def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | No
     candidates = [
         RunFolder(path)
         for path in (root.iterdir() if root.is_dir() else ())
-        if pattern.fullmatch(path.name) and RunFolder(path).last_checkpoint.is_file() and not _finished(RunFolder(path))
+        if pattern.fullmatch(path.name) and RunFolder(path).checkpoints() and not _finished(RunFolder(path))
     ]
-    return max(candidates, key=lambda run: run.last_checkpoint.stat().st_mtime, default=None)
+    return max(candidates, key=lambda run: run.checkpoints()[0].stat().st_mtime, default=None)
 
 
 def _finished(run: RunFolder) -> bool:

@@ -16,6 +16,14 @@ from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
 from src.training.module import BiCoTModule
+from src.training.sound_files import (
+    file_digest,
+    partial_path,
+    put_in_place,
+    require_sound,
+    saving,
+    sync_file,
+)
 from src.values import PromptRecord
 
 
@@ -56,6 +64,8 @@ class BestByValidation(Callback):
         self.history = {int(step): figures for step, figures in state_dict["history"].items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
+        if self.best is not None and not self.weights.is_file():
+            self.best = self.best_step = None  # taken away since, say because they were damaged: the next are the best
         # A resumed run has its history; one more validation would be one that the undisturbed run never made.
         if self.pending or not self.history:
             self.validate(trainer, pl_module)
@@ -113,17 +123,20 @@ class BestByValidation(Callback):
 
 
 def save_weights(path: Path, module: BiCoTModule) -> None:
-    """The trained parameters as safetensors, written whole."""
+    """The trained parameters as safetensors, written whole, with their checksum; raises CannotSave."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in module.trained_state().items()}, str(partial))
-    partial.replace(path)
+    partial = partial_path(path)
+    with saving(path):
+        save_file({name: value.contiguous() for name, value in module.trained_state().items()}, str(partial))
+        sync_file(partial)
+        put_in_place(partial, path, file_digest(partial))
 
 
 def load_weights(path: Path, module: BiCoTModule) -> None:
-    """Put back what `save_weights` wrote."""
+    """Put back what `save_weights` wrote; raises DamagedFile if it is not that any more."""
     from safetensors.torch import load_file
 
+    require_sound(path)
     module.load_trained_state(load_file(str(path)))
