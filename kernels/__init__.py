@@ -1,4 +1,4 @@
-"""Per-token statistics of very long token sequences, and the small operations of a decode step.
+"""Per-token statistics of very long token sequences, sampling them, and the small operations of a decode step.
 
 The operations stand beside their plain-torch reference, which is the oracle of the tests, the fallback on
 a CPU and the baseline of the benchmark. Triton is imported only where it is going to be used.
@@ -16,6 +16,7 @@ from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
 from kernels.objective import SURROGATES, Objective
 from kernels.one_pass import OnePass, one_pass_head
 from kernels.reference import TokenStatistics, head_statistics, token_statistics
+from kernels.sampling import Draws, sample_tokens
 
 __all__ = [
     "BACKENDS",
@@ -24,6 +25,7 @@ __all__ = [
     "SURROGATES",
     "BackendUnavailable",
     "DecodeOperations",
+    "Draws",
     "KlName",
     "Objective",
     "OnePass",
@@ -35,5 +37,6 @@ __all__ = [
     "one_pass_head",
     "operations",
     "resolve",
+    "sample_tokens",
     "token_statistics",
 ]

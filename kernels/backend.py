@@ -10,9 +10,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from kernels import decoding, one_pass, reference
+from kernels import decoding, one_pass, reference, sampling
 from kernels.one_pass import OnePass
 from kernels.reference import TokenStatistics
+from kernels.sampling import Draws
 
 BACKENDS: tuple[str, ...] = ("auto", "triton", "torch")
 # bf16 arithmetic begins here (A100); older cards run the plain-torch operations.
@@ -37,15 +38,17 @@ class DecodeOperations:
 class Operations:
     """The operations of one backend; `name` is what to log.
 
-    Signatures: :mod:`kernels.reference`, :func:`kernels.one_pass.one_pass_head` and, of the decode step's,
-    :mod:`kernels.decoding`. prefers_one_pass: whether the one-pass head is the faster way to a gradient, where the
-    objective allows it (in plain torch it saves memory when given chunks, not time).
+    Signatures: :mod:`kernels.reference`, :func:`kernels.one_pass.one_pass_head`,
+    :func:`kernels.sampling.sample_tokens` and, of the decode step's, :mod:`kernels.decoding`. prefers_one_pass:
+    whether the one-pass head is the faster way to a gradient, where the objective allows it (in plain torch it saves
+    memory when given chunks, not time).
     """
 
     name: str
     token_statistics: Callable[..., TokenStatistics]
     head_statistics: Callable[..., TokenStatistics]
     one_pass_head: Callable[..., OnePass]
+    sample_tokens: Callable[..., Draws]
     decoding: DecodeOperations
     prefers_one_pass: bool = False
 
@@ -55,6 +58,7 @@ TORCH = Operations(
     reference.token_statistics,
     reference.head_statistics,
     one_pass.one_pass_head,
+    sampling.sample_tokens,
     DecodeOperations(decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul),
 )
 
@@ -90,11 +94,20 @@ def interpreted() -> bool:
 
 def _triton_operations() -> Operations:
     from kernels.triton import decoding, heads, statistics
+    from kernels.triton.sampling import sample_tokens
 
     decode = DecodeOperations(
         decoding.rotate_and_store, decoding.decode_attention, decoding.add_rms_norm, decoding.silu_mul
     )
-    return Operations("triton", statistics.token_statistics, heads.head_statistics, heads.one_pass_head, decode, True)
+    return Operations(
+        "triton",
+        statistics.token_statistics,
+        heads.head_statistics,
+        heads.one_pass_head,
+        sample_tokens,
+        decode,
+        prefers_one_pass=True,
+    )
 
 
 def _triton_obstacle(device: torch.device) -> str | None:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from kernels.kl import KL_NAMES
 
+LOGP_OF = ("sampled", "full")
+
 
 def check_logits(logits: Tensor, ids: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError unless logits are (N, T, V), ids (N, T) and all the others shaped as the logits."""
@@ -91,3 +93,56 @@ def check_options(
         raise ValueError("two references: give either the reference's logits or features, or ref_logp")
     if ref_logp is not None and ref_logp.shape != ids.shape:
         raise ValueError(f"ref_logp: shape {tuple(ref_logp.shape)}, expected {tuple(ids.shape)}, the shape of ids")
+
+
+def check_sampling(
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    unconditional: Tensor | None,
+    guidance_scale: float,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    logp_of: str,
+    validate: bool,
+) -> None:
+    """Raise ValueError unless logits are (N, V), uniform (N,) float64 in [0, 1) and the options in their ranges.
+
+    validate: look at the uniforms' values, too, which on a GPU waits for them.
+    """
+    if logits.dim() != 2 or not logits.is_floating_point() or not logits.shape[-1]:
+        raise ValueError(f"logits: {logits.dtype} of shape {tuple(logits.shape)}, expected floating (N, V)")
+    if unconditional is not None:
+        _check_shape("unconditional", unconditional, tuple(logits.shape), "logits", logits)
+    _check_shape("uniform", uniform, tuple(logits.shape[:1]), "logits", logits)
+    if uniform.dtype != torch.float64:
+        raise ValueError(f"uniform: dtype {uniform.dtype}, expected torch.float64")
+    if guidance_scale != 1.0 and unconditional is None:
+        raise ValueError(f"guidance_scale={guidance_scale}: the unconditional branch is missing")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature={temperature}: expected a positive number")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: expected at least 1, or None for the whole vocabulary")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: expected a share in (0, 1], or None for the whole vocabulary")
+    if logp_of not in LOGP_OF:
+        raise ValueError(f"logp_of={logp_of!r}: expected one of {', '.join(LOGP_OF)}")
+    if validate and uniform.numel():
+        low, high = (float(x) for x in torch.aminmax(uniform))
+        if not (low >= 0 and high < 1):
+            raise ValueError(
+                f"uniform: values in [{low}, {high}], expected [0, 1) for uniforms of shape {tuple(uniform.shape)}"
+            )
+
+
+def check_draws(out: tuple[Tensor, ...], logits: Tensor) -> None:
+    """Raise ValueError unless `out` has room for ids (N,) int64 and three (N,) float32, contiguous, beside logits."""
+    rows = tuple(logits.shape[:1])
+    for name, x in zip(("ids", "logp", "conditional_logp", "entropy"), out, strict=True):
+        dtype = torch.int64 if name == "ids" else torch.float32
+        if tuple(x.shape) != rows or x.dtype != dtype or x.device != logits.device or not x.is_contiguous():
+            raise ValueError(
+                f"out.{name}: {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}, expected "
+                f"contiguous {dtype} {rows} on {logits.device}, as logits has {tuple(logits.shape)}"
+            )

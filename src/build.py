@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
 from src.algorithms.kl import needs_reference, needs_reference_logits
 from src.config import UserError
-from src.policies.base import EngineSettings, HasEngine, Policy, RefreshableReference
+from src.memory import StepCut
+from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
 from src.rewards.base import RewardExpert
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import RolloutSettings
@@ -118,8 +120,8 @@ def rollout_settings(config: DictConfig) -> RolloutSettings:
     """How both levels are sampled."""
     rollout = config.rollout
     return RolloutSettings(
-        plan=Sampling(rollout.plan.temperature),
-        image=Sampling(rollout.image.temperature, rollout.guidance_scale),
+        plan=Sampling(rollout.plan.temperature, top_k=rollout.plan.top_k, top_p=rollout.plan.top_p),
+        image=Sampling(rollout.image.temperature, rollout.guidance_scale, rollout.image.top_k, rollout.image.top_p),
         max_plan_tokens=rollout.max_plan_tokens,
         max_rows=rollout.max_rows,
     )
@@ -171,13 +173,30 @@ def update_settings(config: DictConfig) -> UpdateSettings:
     )
 
 
-def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble) -> BiCoTModule:
+def optim_settings(config: DictConfig, cut: StepCut) -> OptimSettings:
+    """The optimiser's settings, and how a step is cut."""
+    optim = plain(config.optim)
+    names = {item.name for item in fields(OptimSettings)}
+    chosen = {name: value for name, value in optim.items() if name in names}
+    cuts = {"microbatch": cut.microbatch, "split_levels": cut.split_levels}
+    return OptimSettings(**{**chosen, **cuts, "betas": tuple(optim["betas"])})
+
+
+def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble, cut: StepCut) -> BiCoTModule:
     """The LightningModule of a training run.
 
     Raises:
-        UserError: for a reference that shall move along with a policy that cannot do so.
+        UserError: for a reference that shall move along, or activations that shall be computed again, with a
+            policy that cannot do so.
     """
-    variant, optim = config.algorithm, plain(config.optim)
+    variant = config.algorithm
+    if cut.activation_checkpointing:
+        if not isinstance(policy, RecomputesActivations):
+            raise UserError(
+                f"optim.activation_checkpointing={config.optim.activation_checkpointing}: {type(policy).__name__} has"
+                " no checkpoint_activations(); set it to false, or give the policy what RecomputesActivations asks for"
+            )
+        policy.checkpoint_activations()
     if variant.reference_refresh is not None and not isinstance(policy, RefreshableReference):
         raise UserError(
             f"algorithm.reference_refresh={variant.reference_refresh}: {type(policy).__name__} has no"
@@ -188,9 +207,9 @@ def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble) ->
         rewards,
         build_operations(config),
         build_algorithm(config),
-        collect_settings(config),
+        replace(collect_settings(config), score_rows=cut.score_rows(config.rollout.group_size)),
         update_settings(config),
-        OptimSettings(**{**optim, "betas": tuple(optim["betas"])}),
+        optim_settings(config, cut),
         variant.updates_per_rollout,
         config.trainer.max_steps,
         EntropySettings(

@@ -83,9 +83,11 @@ class DataConfig:
 
 @dataclass
 class LevelSamplingConfig:
-    """How one level's tokens are drawn."""
+    """How one level's tokens are drawn. Truncated rollouts are off-policy: see docs/ALGORITHMS.md."""
 
     temperature: float = 1.0
+    top_k: int | None = None  # only the k most probable tokens; null: all
+    top_p: float | None = None  # only the most probable ones that make up this share; null: all
 
 
 @dataclass
@@ -179,7 +181,7 @@ class AlgorithmConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) and its schedule. `microbatch` counts rollouts a backward; null: all at once."""
+    """AdamW (arXiv 1711.05101), its schedule, and how a step is cut to fit into memory (docs/MEMORY.md)."""
 
     lr: float = 1e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -190,7 +192,9 @@ class OptimConfig:
     grad_clip: float = 1.0
     max_grad_norm: float | None = None  # a larger norm (before clipping) skips the step, as one that is not finite does
     max_skipped_steps: int = 5  # in a row; one more ends the run
-    microbatch: int | None = None
+    microbatch: int | None = None  # rollouts a backward; null: what fits a GPU by the estimate, on a CPU all
+    split_levels: bool | None = None  # a backward is one level of them; null: where activations are checkpointed
+    activation_checkpointing: Any = "auto"  # auto: where a GPU cannot hold a step without | true | false
 
 
 @dataclass
@@ -282,6 +286,10 @@ class SamplingConfig:
     max_plan_tokens: int = 256  # the end token included
     plan_temperature: float = 1.0
     image_temperature: float = 1.0
+    plan_top_k: int | None = None
+    plan_top_p: float | None = None
+    image_top_k: int | None = None
+    image_top_p: float | None = None
 
 
 @dataclass
@@ -296,7 +304,9 @@ class GenerateConfig:
     model: Any = MISSING
     rewards: Any = MISSING
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    temperature: float | None = None  # of both levels
+    temperature: float | None = None  # of both levels, as top_k and top_p
+    top_k: int | None = None
+    top_p: float | None = None
     guidance_scale: float | None = None
     max_plan_tokens: int | None = None
     n: int = 4  # pictures a prompt

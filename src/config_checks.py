@@ -16,6 +16,7 @@ Check = tuple[Callable[[Any], bool], str]  # does the value hold, and what was e
 _POSITIVE: Check = (lambda v: v > 0, "a number > 0")
 _NOT_NEGATIVE: Check = (lambda v: v >= 0, "a number >= 0")
 _AT_LEAST_ONE: Check = (lambda v: v >= 1, "an integer >= 1")
+_MASS: Check = (lambda v: 0 < v <= 1, "a share above 0 and up to 1, or null for no truncation")
 _SHARE: Check = (
     lambda v: v > 0,
     "a number > 0; to train one level only set algorithm.level_weights, the KL then stays",
@@ -36,6 +37,10 @@ CHECKS: dict[str, Check] = {
     "rollout.graph": (lambda v: v == "auto" or isinstance(v, bool), "one of auto, true, false"),
     "rollout.plan.temperature": _POSITIVE,
     "rollout.image.temperature": _POSITIVE,
+    "rollout.plan.top_k": _AT_LEAST_ONE,
+    "rollout.plan.top_p": _MASS,
+    "rollout.image.top_k": _AT_LEAST_ONE,
+    "rollout.image.top_p": _MASS,
     "algorithm.beta": _NOT_NEGATIVE,
     "algorithm.kl": _one_of("k1", "k2", "k3", "exact"),
     "algorithm.kl_in": _one_of("loss", "reward"),
@@ -70,6 +75,10 @@ CHECKS: dict[str, Check] = {
     "optim.max_grad_norm": _POSITIVE,
     "optim.max_skipped_steps": _NOT_NEGATIVE,
     "optim.microbatch": _AT_LEAST_ONE,
+    "optim.activation_checkpointing": (
+        lambda v: isinstance(v, bool) or v == "auto",
+        "auto, true or false",
+    ),
     "optim.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "trainer.max_steps": _AT_LEAST_ONE,
     "trainer.num_nodes": _AT_LEAST_ONE,
@@ -103,7 +112,13 @@ CHECKS: dict[str, Check] = {
     "sampling.max_plan_tokens": _AT_LEAST_ONE,
     "sampling.plan_temperature": _POSITIVE,
     "sampling.image_temperature": _POSITIVE,
+    "sampling.plan_top_k": _AT_LEAST_ONE,
+    "sampling.plan_top_p": _MASS,
+    "sampling.image_top_k": _AT_LEAST_ONE,
+    "sampling.image_top_p": _MASS,
     "temperature": _POSITIVE,
+    "top_k": _AT_LEAST_ONE,
+    "top_p": _MASS,
     "guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "max_plan_tokens": _AT_LEAST_ONE,
     "n": _AT_LEAST_ONE,

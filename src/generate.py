@@ -106,8 +106,9 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
     elif config.base is not None:
         model["path"] = config.base
     sampling |= {key: config[key] for key in ("guidance_scale", "max_plan_tokens") if config[key] is not None}
-    if config.temperature is not None:
-        sampling |= {"plan_temperature": config.temperature, "image_temperature": config.temperature}
+    for key in ("temperature", "top_k", "top_p"):
+        if config[key] is not None:
+            sampling |= {f"plan_{key}": config[key], f"image_{key}": config[key]}
     return {"model": model, "weights": weights, "sampling": sampling}
 
 
@@ -117,8 +118,11 @@ def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "guidance_scale": rollout["guidance_scale"],
         "max_plan_tokens": rollout["max_plan_tokens"],
-        "plan_temperature": rollout["plan"]["temperature"],
-        "image_temperature": rollout["image"]["temperature"],
+        **{
+            f"{level}_{key}": rollout[level].get(key)  # not there in a run from before truncation
+            for level in ("plan", "image")
+            for key in ("temperature", "top_k", "top_p")
+        },
     }
 
 
@@ -128,8 +132,13 @@ def settings_of(sampling: dict[str, Any]) -> RolloutSettings:
     from src.values import Sampling
 
     return RolloutSettings(
-        plan=Sampling(sampling["plan_temperature"]),
-        image=Sampling(sampling["image_temperature"], sampling["guidance_scale"]),
+        plan=Sampling(sampling["plan_temperature"], top_k=sampling["plan_top_k"], top_p=sampling["plan_top_p"]),
+        image=Sampling(
+            sampling["image_temperature"],
+            sampling["guidance_scale"],
+            sampling["image_top_k"],
+            sampling["image_top_p"],
+        ),
         max_plan_tokens=sampling["max_plan_tokens"],
     )
 

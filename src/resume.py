@@ -17,8 +17,9 @@ from src.training.sound_files import checksum_path, damage
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim", "run.seed")
-# But these say when to give up, not what is computed.
-FREE = ("optim.max_skipped_steps",)
+# But these cut a step and leave its objective alone (a run that did not fit may go on with others), or say when to
+# give up.
+FREE = ("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing", "optim.max_skipped_steps")
 
 
 def locate(config: DictConfig, stamp: str, suffix: str = "") -> tuple[RunFolder, Path | None]:

@@ -17,6 +17,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.preflight import fit_to_memory
 from src.resume import check_settings, finished_batches, refuse_other_weights
 from src.training.callbacks import (
     BestByValidation,
@@ -72,7 +73,9 @@ class Session:
             raise UserError(f"rollout.prompts_per_step={prompts}: expected a multiple of the number of ranks, {ranks}")
         loop = GroupedRolloutLoop.install(trainer)
         policy = build.build_policy(config)
-        module = build.build_module(config, policy, rewards)
+        fitted = fit_to_memory(config, policy, data, rewards, trainer)
+        report.facts["memory_estimate"] = fitted.figures()
+        module = build.build_module(config, policy, rewards, fitted.cut)
         if checkpoint is not None:
             refuse_other_weights(checkpoint, module.trained_state())
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))

@@ -27,13 +27,15 @@ STAMP = "BICOT_RUN_STAMP"
 def train(config: DictConfig) -> int:
     """One training run; returns the exit code.
 
-    0 done, 1 stopped by a reward or loss that is no number, 130 / 143 interrupted with everything saved.
+    0 done, 1 stopped by a reward or loss that is no number or by want of memory, 130 / 143 interrupted with
+    everything saved.
     """
     from src.resume import locate
     from src.rewards.base import RewardError
     from src.session import Session
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
+    from src.training.out_of_memory import DoesNotFit
 
     folder, checkpoint = locate(config, run_stamp(), job_suffix())
     summary = folder.read_summary()
@@ -49,7 +51,7 @@ def train(config: DictConfig) -> int:
     except StopRequested as stop:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
-    except (NonFiniteError, RewardError) as error:
+    except (NonFiniteError, RewardError, DoesNotFit) as error:
         kept = (
             f"the last good checkpoint is {folder.last_checkpoint}"
             if folder.last_checkpoint.is_file()

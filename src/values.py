@@ -112,14 +112,18 @@ class TokenContext:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a level's tokens were drawn; log-probs are of this very distribution.
+    """How a level's tokens were drawn.
 
     `temperature` divides the (guided) logits, > 0. `guidance_scale` w mixes ``u + w*(c - u)``;
-    1 means no unconditional branch.
+    1 means no unconditional branch. `top_k` (>= 1) and `top_p` (in (0, 1]) truncate what is drawn from, None: not;
+    :func:`kernels.sample_tokens` defines them. Log-probs are of the guided distribution over the whole vocabulary,
+    never truncated: training computes those, so truncated samples are slightly off-policy.
     """
 
     temperature: float = 1.0
     guidance_scale: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
     @property
     def guided(self) -> bool:
@@ -160,13 +164,22 @@ class ReferenceRows:
             unconditional_features=None if branch is None else branch[index],
         )
 
+    def first_tokens(self, length: int) -> ReferenceRows:
+        """The rows of the first `length` tokens."""
+        branch = self.unconditional_features
+        return replace(
+            self,
+            features=self.features[:, :length],
+            unconditional_features=None if branch is None else branch[:, :length],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLevel:
     """The tokens one level generated, with everything needed to score them again.
 
     ids (N, T) int64; mask (N, T) bool, True up to and including the end token; rollout_logp (N, T)
-    float32, log-probs under `sampling` as kept by the sampler; conditional_logp (N, T) the same
+    float32, log-probs under `sampling` (see there) as kept by the sampler; conditional_logp (N, T) the same
     tokens' log-probs without guidance. `unconditional` is the context of the guidance branch and
     `unconditional_features` (N, T, F) what the head read there during the rollout, reusable while the
     policy is unchanged. Of the reference there is either `ref_logp` (N, T) or, for the exact KL, `reference`.
@@ -223,6 +236,24 @@ class TokenLevel:
             old_logp=pick(self.old_logp),
             ref_logp=pick(self.ref_logp),
             reference=None if self.reference is None else self.reference.rows(index),
+        )
+
+    def first_tokens(self, length: int) -> TokenLevel:
+        """The level cut to the first `length` token columns; what follows them changes nothing before."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[:, :length]
+
+        return replace(
+            self,
+            ids=self.ids[:, :length],
+            mask=self.mask[:, :length],
+            rollout_logp=self.rollout_logp[:, :length],
+            conditional_logp=self.conditional_logp[:, :length],
+            unconditional_features=cut(self.unconditional_features),
+            old_logp=cut(self.old_logp),
+            ref_logp=cut(self.ref_logp),
+            reference=None if self.reference is None else self.reference.first_tokens(length),
         )
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from src.build import rollout_settings
 from src.cli import compose
 from src.config import CONFIGS, ROOT, ROOT_SCHEMAS, UserError
 from src.config_checks import CHECKS, validate
+from src.values import Sampling
 
 TRAINING_GROUPS = ("model", "rewards", "data", "algorithm", "trainer", "logger", "experiment")
 OPTIONS = sorted((group, path.stem) for group in TRAINING_GROUPS for path in (CONFIGS / group).glob("*.yaml"))
@@ -38,6 +40,15 @@ def test_the_main_job_is_what_the_design_says() -> None:
     assert list(config.optim.betas) == [0.9, 0.95]
     assert config.model.path.startswith(str(ROOT)), "found from any directory"
     assert (Path(config.data.path) / "train.jsonl").is_file()
+
+
+def test_each_level_is_sampled_as_its_keys_say() -> None:
+    keys = ["guidance_scale=3", "plan.temperature=0.5", "plan.top_k=7", "image.top_k=40", "image.top_p=0.9"]
+    settings = rollout_settings(compose([f"rollout.{key}" for key in keys]))
+    assert settings.plan == Sampling(0.5, top_k=7)
+    assert settings.image == Sampling(1.0, 3.0, top_k=40, top_p=0.9)
+    untouched = rollout_settings(compose([]))
+    assert (untouched.plan, untouched.image) == (Sampling(), Sampling(1.0, 5.0))
 
 
 def test_the_published_run_stands_in_the_defaults() -> None:
@@ -90,6 +101,11 @@ OUT_OF_RANGE = [
     ("rollout.max_plan_tokens", "0"),
     ("rollout.plan.temperature", "0"),
     ("rollout.image.temperature", "-1"),
+    ("rollout.plan.top_k", "0"),
+    ("rollout.image.top_k", "-5"),
+    ("rollout.plan.top_p", "0"),
+    ("rollout.image.top_p", "1.1"),
+    ("rollout.image.top_p", "nan"),
     ("algorithm.beta", "-1"),
     ("algorithm.beta", "nan"),
     ("algorithm.kl", "k4"),
@@ -107,6 +123,8 @@ OUT_OF_RANGE = [
     ("optim.final_lr_fraction", "1.5"),
     ("optim.grad_clip", "0"),
     ("optim.microbatch", "0"),
+    ("optim.activation_checkpointing", "sometimes"),
+    ("optim.activation_checkpointing", "1"),
     ("optim.betas", "[0.9]"),
     ("optim.betas", "[0.9,1.0]"),
     ("trainer.max_steps", "0"),

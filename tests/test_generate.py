@@ -95,7 +95,8 @@ def test_noise_follows_the_prompt_not_its_place() -> None:
 def test_records_bring_scores_and_a_run_its_sampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, out, trained = tmp_path / "p.jsonl", tmp_path / "out", lora_run()
     file.write_text(json.dumps(RECORD) + "\n" + json.dumps({"prompt": "free words"}) + "\n")
-    assert run(monkeypatch, f"prompts_file={file}", f"run={trained.path}", "n=2", f"out={out}", "temperature=0.5") == 0
+    asked = (f"prompts_file={file}", f"run={trained.path}", "n=2", "temperature=0.5", "top_p=0.9")
+    assert run(monkeypatch, *asked, f"out={out}") == 0
     entries = lines(out)
     for entry in entries[:2]:
         assert set(entry["scores"]) == {"shapes"}
@@ -114,6 +115,10 @@ def test_records_bring_scores_and_a_run_its_sampling(tmp_path: Path, monkeypatch
         "max_plan_tokens": rollout.max_plan_tokens,
         "plan_temperature": 0.5,
         "image_temperature": 0.5,
+        "plan_top_k": None,
+        "image_top_k": None,
+        "plan_top_p": 0.9,
+        "image_top_p": 0.9,
     }
     assert entries[0]["adapter"] == str(trained.adapter)
 
@@ -153,6 +158,8 @@ def test_prompts_from_a_file_and_from_standard_input(tmp_path: Path, monkeypatch
         (["prompts=a", "n=0"], "n=0: expected an integer >= 1"),
         (["prompts=a", "n=two"], "expected an integer"),
         (["prompts=a", "temperature=0"], "temperature=0.0: expected a number > 0"),
+        (["prompts=a", "top_k=0"], "top_k=0: expected an integer >= 1"),
+        (["prompts=a", "sampling.image_top_p=2"], "sampling.image_top_p=2.0: expected a share above 0 and up to 1"),
         (["prompts=a", "guidance_scale=0.5"], "guidance_scale=0.5: expected a number >= 1"),
         (["prompts=a", "seed=-1"], "seed=-1: expected"),
         (["prompts=a", "sede=1"], "sede: no such key"),

@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "config": ("src.values",),
     "config_checks": ("src.config",),
     "algorithms": ("src.values", "kernels"),
-    "policies": ("src.values", "src.hub"),
+    "policies": ("src.values", "src.hub", "kernels"),
     "rewards": ("src.values", "src.hub"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),

@@ -41,7 +41,8 @@ class Shape(NamedTuple):
 class Contestant:
     """`work` gives the gradient; it is None where the peer is absent, and `why` then says why.
 
-    same_work: its gradient has to be ours, or else `wanted()` where the peer takes other upstream gradients.
+    same_work: its gradient has to be ours. `wanted()`: what it has to be instead, where the peer takes other upstream
+    gradients or does other work.
     """
 
     name: str
@@ -194,6 +195,10 @@ def hidden_contestants(data: FromHidden, ours: Operations | None, compile_: bool
     def labelled(linear_cross_entropy: Callable[[FromHidden], Tensor]) -> Tensor:
         return gradient(linear_cross_entropy(data))
 
+    def labelled_in_torch() -> Tensor:
+        logits = torch.nn.functional.linear(data.features[0], data.weight)
+        return gradient(torch.nn.functional.cross_entropy(logits, data.ids[0]))
+
     def frugal(name: str, run: Callable[[Operations], Tensor]) -> Contestant:
         made = _ours(name, ours, run)
         return Contestant(made.name, made.work, made.why, stores_logits=False)
@@ -237,7 +242,7 @@ def hidden_contestants(data: FromHidden, ours: Operations | None, compile_: bool
                 f"Liger fused-linear GRPO, {size} a chunk",
                 partial(_liger_linear, size),
                 lambda run: gradient(run(data)),
-                note="computes the frozen head's gradient, too; chunks of whole rollouts",
+                note="chunks of whole rollouts",
                 stores_logits=False,
             )
             for size in LIGER_CHUNKS
@@ -246,17 +251,19 @@ def hidden_contestants(data: FromHidden, ours: Operations | None, compile_: bool
             "quack linear cross-entropy",
             _quack,
             labelled,
-            note="labelled cross-entropy only: no reference, no KL",
+            note="labelled cross-entropy only: no reference, no KL, no bias",
             same_work=False,
             stores_logits=False,
+            wanted=labelled_in_torch,
         ),
         _peer(
             "Apple cut-cross-entropy",
             _cut,
             labelled,
-            note="labelled cross-entropy only: no reference, no KL",
+            note="labelled cross-entropy only: no reference, no KL, no bias",
             same_work=False,
             stores_logits=False,
+            wanted=labelled_in_torch,
         ),
     ]
 
@@ -383,4 +390,4 @@ def _quack() -> Callable[[FromHidden], Tensor]:
 def _cut() -> Callable[[FromHidden], Tensor]:
     from cut_cross_entropy import linear_cross_entropy
 
-    return lambda data: linear_cross_entropy(data.features, data.weight, data.ids, bias=data.bias)
+    return lambda data: linear_cross_entropy(data.features, data.weight, data.ids)

@@ -42,6 +42,10 @@ class EngineSettings:
     filled_attention: bool = True
     reuse_cache: bool = True
 
+    def captures(self, device: torch.device) -> bool:
+        """Whether a step on `device` is to be captured."""
+        return device.type == "cuda" if self.graph is None else self.graph
+
 
 @runtime_checkable
 class Decoder(Protocol):
@@ -151,4 +155,13 @@ class RefreshableReference(Protocol):
 
     def load_reference_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put back what `reference_state` gave."""
+        ...
+
+
+@runtime_checkable
+class RecomputesActivations(Protocol):
+    """What a policy has besides `Policy` if it can trade time for memory (``optim.activation_checkpointing``)."""
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep little of a forward pass and compute it again in the backward pass; gradients stay."""
         ...

@@ -4,78 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
+from src.policies.base import EngineSettings
+from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
-from src.policies.llama import KVCache, LlamaTrunk
+from src.policies.decoder import DecoderKeeper, JanusDecoder, features, head
 from src.policies.lora import LoraSettings, attach_lora, load_lora
 from src.policies.snapshot import check_names, copy_of, lent, trained_parameters, write
-from src.values import IMAGE, PLAN, LevelOutput, LinearHead, TokenContext, TokenLevel
+from src.values import PLAN, LevelOutput, TokenContext, TokenLevel
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase
-
-
-@dataclass(slots=True)
-class JanusState:
-    """Where a decode stands: the level it belongs to and its cache."""
-
-    level: str
-    cache: KVCache
-
-
-class JanusDecoder:
-    """A Janus at one moment, for sampling and scoring (protocol `Decoder`)."""
-
-    def __init__(self, janus: JanusForConditionalGeneration, adapter: bool = True, merge: bool | None = None) -> None:
-        self._janus = janus
-        self._trunk = LlamaTrunk(janus.model.language_model, adapter, merge)
-        with torch.no_grad():
-            codes = torch.arange(janus.model.generation_embeddings.num_embeddings, device=self._trunk.embedding.device)
-            # One look-up a token instead of the aligner's two linears.
-            self._image_embeddings = janus.prepare_embeddings_for_image_generation(codes)
-
-    def start(self, level: str, context: TokenContext, steps: int) -> tuple[JanusState, Tensor]:
-        cache, hidden = self._trunk.prefill(context.ids, context.mask, steps)
-        return JanusState(level, cache), features(self._janus, level, hidden)
-
-    def advance(self, state: JanusState, ids: Tensor) -> Tensor:
-        hidden = self._trunk.extend(state.cache, self._embed(state.level, ids[:, None]))
-        return features(self._janus, state.level, hidden[:, 0])
-
-    def evaluate(self, level: str, context: TokenContext, ids: Tensor) -> Tensor:
-        cache, first = self._trunk.prefill(context.ids, context.mask, ids.shape[1])
-        hidden = first[:, None]
-        if ids.shape[1] > 1:
-            hidden = torch.cat([hidden, self._trunk.extend(cache, self._embed(level, ids[:, :-1]))], dim=1)
-        return features(self._janus, level, hidden)
-
-    def head(self, level: str) -> LinearHead:
-        return head(self._janus, level)
-
-    def _embed(self, level: str, ids: Tensor) -> Tensor:
-        return embedding(ids, self._image_embeddings if level == IMAGE else self._trunk.embedding)
-
-
-def features(janus: JanusForConditionalGeneration, level: str, hidden: Tensor) -> Tensor:
-    """What the last linear of the level's head reads: hidden itself, or the image head's inner layer."""
-    if level == PLAN:
-        return hidden
-    image_head = janus.model.generation_head
-    return image_head.activation_fn(image_head.proj_out(hidden))
-
-
-def head(janus: JanusForConditionalGeneration, level: str) -> LinearHead:
-    """The last linear of the level's head: lm_head (no bias), or the image head's (with bias)."""
-    layer = janus.lm_head if level == PLAN else janus.model.generation_head.vision_head
-    return LinearHead(layer.weight, layer.bias)
 
 
 class JanusPolicy(nn.Module):
@@ -89,7 +34,8 @@ class JanusPolicy(nn.Module):
         tokenizer: its tokenizer, whose chat templates `plan` and `image` are used where it has them.
         lora: settings of fresh adapters; None trains the language model itself.
         adapter: a folder with a saved adapter to go on from, instead of fresh ones.
-        merge_rollout: decode with the adapter merged into a fused copy; None decides by dtype.
+        merge_rollout: decode with the adapter merged into a fused copy; None: in float32 on a CPU. Else the trained
+            tensors themselves are decoded with, at their addresses.
     """
 
     def __init__(
@@ -103,6 +49,8 @@ class JanusPolicy(nn.Module):
         super().__init__()
         self.tokenizer: Any = tokenizer
         self.merge_rollout = merge_rollout
+        self.engine = EngineSettings()
+        self._keeper = DecoderKeeper()
         janus.requires_grad_(False)
         janus.eval()
         self._reference: tuple[JanusForConditionalGeneration, ...] = ()
@@ -165,10 +113,15 @@ class JanusPolicy(nn.Module):
         janus, context, ids = self.janus, level.context, level.ids
         text = janus.get_input_embeddings()
         inputs = ids[:, :-1]
-        embedded = text(inputs) if name == PLAN else janus.prepare_embeddings_for_image_generation(inputs)
+        if name == PLAN:
+            # One look-up: each would make a gradient of the whole table.
+            embedded = text(torch.cat([context.ids, inputs], dim=1))
+        else:
+            image = janus.prepare_embeddings_for_image_generation(inputs)
+            embedded = torch.cat([text(context.ids), image], dim=1)
         mask = torch.cat([context.mask, torch.ones_like(inputs, dtype=torch.bool)], dim=1)
         hidden = janus.model.language_model(
-            inputs_embeds=torch.cat([text(context.ids), embedded], dim=1),
+            inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp_min(0),
             use_cache=False,
@@ -176,26 +129,25 @@ class JanusPolicy(nn.Module):
         read = hidden[:, context.ids.shape[1] - 1 :]
         return LevelOutput(features(janus, name, read), head(janus, name))
 
+    def checkpoint_activations(self) -> None:
+        checkpoint_layers(self.janus.model.language_model.layers)
+
     def decoder(self) -> JanusDecoder:
-        return JanusDecoder(self.janus, merge=self.merge_rollout)
+        """The weights as they are now; unmerged, one decoder that lives as long as the weights stay where they are."""
+        return self._keeper.decoder(self.janus, self.engine, self.merge_rollout)
 
     @contextmanager
     def reference(self) -> Iterator[JanusDecoder]:
-        """LoRA: the same weights with the adapter off, or as it was at the last refresh. Full fine-tuning: the
+        """LoRA: the same weights with the adapter left out, or as it was at the last refresh. Full fine-tuning: the
         frozen copy of the start, or of the last refresh.
         """
         if self._reference:
-            yield JanusDecoder(self._reference[0], merge=self.merge_rollout)
-            return
-        if self._reference_adapter:
+            yield self._keeper.frozen(self._reference[0], self.engine, self.merge_rollout)
+        elif self._reference_adapter:
             with lent(trained_parameters(self), self._reference_adapter):
                 yield self.decoder()
-            return
-        adapter = self.adapter
-        assert adapter is not None
-        fused = self.merge_rollout or (self.merge_rollout is None and self.janus.lm_head.weight.dtype == torch.float32)
-        with nullcontext() if fused else adapter.disable_adapter():
-            yield JanusDecoder(self.janus, adapter=not fused, merge=fused)
+        else:
+            yield self._keeper.frozen(self.janus, self.engine, self.merge_rollout)
 
     def refresh_reference(self) -> None:
         self._take_reference(trained_parameters(self))

@@ -1,11 +1,8 @@
-"""A Llama trunk for decoding: static KV cache, explicit positions, shared prefixes, no graph.
+"""A Llama trunk without a graph: contexts read once where they begin alike, one token at a time over a static cache.
 
-transformers' `LlamaModel` stays the trained module and the oracle of the tests. This file reads its
-weights to decode with far fewer operations a token: the projections of a layer are fused, a LoRA adapter is
-merged into the fused float32 copy (the originals are never touched, so nothing has to be restored), rows
-that share a context are computed once, and keys and values go into a cache allocated once.
-In other dtypes the modules are called as they are, adapter unmerged: merging in bf16 would round small
-updates away and a second copy of a 7B model would not fit.
+transformers' `LlamaModel` stays the trained module and the oracle of the tests. This file reads its weights (see
+`src.policies.fused` for the forms) to decode with far fewer operations a token. `step` reads everything that
+changes from token to token out of tensors at fixed addresses, so that it can be captured and replayed.
 """
 
 from __future__ import annotations
@@ -16,198 +13,247 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
+
+from src.policies.cache import CacheMemory, CacheShape, DecodeState
+from src.policies.fused import Form, Projection
+from src.policies.prefix import Sharing, share
+from src.policies.token_operations import TokenOperations, TorchTokenOperations, norm, rotate
+
+# (layer, queries, keys, values), each (N, heads, T, D) and rotated -> (N, heads, T, D)
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(slots=True)
 class _Layer:
-    """The operations of one decoder layer between its norms."""
+    """One decoder layer's norms and products."""
 
     norm_attention: Tensor
-    qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    out: Callable[[Tensor], Tensor]
+    qkv: Projection
+    out: Projection
     norm_mlp: Tensor
-    mlp: Callable[[Tensor], Tensor]
+    gate_up: Projection
+    down: Projection
+    activation: Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
-class KVCache:
-    """Keys and values (L, N, Hkv, S, D) of N rows, of which the first `filled` places hold tokens.
-
-    valid (N, S) bool says which places are real tokens; positions (N,) int64 is the next token's position.
+class Prefix:
+    """N contexts as read: keys, values (L, U, H, C, D) and mask (U, C) of the U distinct ones, hidden (U, H) of their
+    last tokens, and inverse (N,), which of them each row is.
     """
 
     keys: Tensor
     values: Tensor
-    valid: Tensor
-    positions: Tensor
-    filled: int
-
-
-def merged_weight(module: Any, adapter: bool) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer, the active LoRA updates added if `adapter`."""
-    base = getattr(module, "base_layer", module)
-    weight = base.weight
-    if adapter and base is not module and not module.disable_adapters:
-        for name in module.active_adapters:
-            weight = weight + module.get_delta_weight(name).to(weight.dtype)
-    return weight, base.bias
-
-
-def _fused(modules: list[Any], adapter: bool) -> tuple[Tensor, Tensor | None]:
-    parts = [merged_weight(module, adapter) for module in modules]
-    biases = [bias for _, bias in parts if bias is not None]
-    return torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None
+    mask: Tensor
+    hidden: Tensor
+    inverse: Tensor
 
 
 class LlamaTrunk:
-    """The decoding form of a `LlamaModel` at one moment.
+    """The decoding form of a `LlamaModel`: merged at one moment, or the trained tensors themselves.
 
     Args:
         model: the trained `LlamaModel`, possibly with LoRA layers.
         adapter: include the adapter (policy) or leave it out (reference).
-        merge: fuse and merge into a copy; None: where the weights are float32.
+        form: how the linears are held.
+        operations: of a step; plain torch if None.
+        shared_prefix: read what contexts have in common once.
+        sliced: a step's attention in plain torch is given the filled places only, so that its shapes change from
+            token to token; else all of the cache, under a mask.
+
+    Raises:
+        ValueError: for rotary embeddings that depend on the length of the sequence.
     """
 
-    def __init__(self, model: Any, adapter: bool = True, merge: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        adapter: bool = True,
+        form: Form = "merged",
+        operations: TokenOperations | None = None,
+        shared_prefix: bool = True,
+        sliced: bool = True,
+    ) -> None:
         config = model.config
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.epsilon: float = config.rms_norm_eps
-        self.embedding: Tensor = model.embed_tokens.weight
-        self.final_norm: Tensor = model.norm.weight
+        self.embedding: Tensor = model.embed_tokens.weight.detach()
+        self.final_norm: Tensor = model.norm.weight.detach()
+        self._operations = operations or TorchTokenOperations()
+        self._shared_prefix = shared_prefix
+        self._sliced = sliced
         self._rotary = model.rotary_emb
-        merge = self.embedding.dtype == torch.float32 if merge is None else merge
-        if not merge and not adapter:
-            raise ValueError("LlamaTrunk: an unmerged trunk calls the modules; disable the adapter there instead")
-        build = self._fused_layer if merge else self._module_layer
+        if (kind := self._rotary.rope_type) in ("dynamic", "longrope"):
+            raise ValueError(f"rope_type {kind!r}: the angles of a token change with the sequence's length")
+        # (cos, sin) by position. Replaced by longer ones, never freed: what was captured reads the old ones.
+        self._tables = [(self.embedding[:0], self.embedding[:0])]
         with torch.no_grad():
-            self.layers = [build(layer, adapter) for layer in model.layers]
+            self.layers = [self._layer(layer, adapter, form) for layer in model.layers]
 
-    def _fused_layer(self, layer: Any, adapter: bool) -> _Layer:
+    def _layer(self, layer: Any, adapter: bool, form: Form) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        qkv, qkv_bias = _fused([attention.q_proj, attention.k_proj, attention.v_proj], adapter)
-        gate_up, gate_up_bias = _fused([mlp.gate_proj, mlp.up_proj], adapter)
-        out, out_bias = merged_weight(attention.o_proj, adapter)
-        down, down_bias = merged_weight(mlp.down_proj, adapter)
-        sizes = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
-        activation = mlp.act_fn
 
-        def run_mlp(x: Tensor) -> Tensor:
-            gate, up = linear(x, gate_up, gate_up_bias).chunk(2, dim=-1)
-            return linear(activation(gate) * up, down, down_bias)
+        def projection(*modules: Any) -> Projection:
+            return Projection(modules, adapter, form)
 
         return _Layer(
-            norm_attention=layer.input_layernorm.weight,
-            qkv=lambda x: linear(x, qkv, qkv_bias).split(sizes, dim=-1),  # type: ignore[return-value]
-            out=lambda x: linear(x, out, out_bias),
-            norm_mlp=layer.post_attention_layernorm.weight,
-            mlp=run_mlp,
+            norm_attention=layer.input_layernorm.weight.detach(),
+            qkv=projection(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=projection(attention.o_proj),
+            norm_mlp=layer.post_attention_layernorm.weight.detach(),
+            gate_up=projection(mlp.gate_proj, mlp.up_proj),
+            down=projection(mlp.down_proj),
+            activation=mlp.act_fn,
         )
 
-    def _module_layer(self, layer: Any, adapter: bool) -> _Layer:
-        attention = layer.self_attn
-        return _Layer(
-            norm_attention=layer.input_layernorm.weight,
-            qkv=lambda x: (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)),
-            out=attention.o_proj,
-            norm_mlp=layer.post_attention_layernorm.weight,
-            mlp=layer.mlp,
-        )
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight.shape, weight, self.epsilon)
-
-    def _split_heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], heads, self.head_dim).transpose(1, 2)
-
-    @staticmethod
-    def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary embedding in the half-split layout; `sin` carries the sign of its first half."""
-        half = x.shape[-1] // 2
-        return x * cos + torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin
-
-    def _angles(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and signed sin (N, 1, T, D) at positions (N, T)."""
-        cos, sin = self._rotary(x, positions)
-        half = sin.shape[-1] // 2
-        return cos[:, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, None]
-
-    def _run(self, x: Tensor, positions: Tensor, cache: KVCache, attend: Tensor) -> Tensor:
-        """Push x (N, T, H) through the layers, appending to the cache.
-
-        attend (N, 1, T, filled + T) bool: which places each query may look at.
-        """
-        rows, length, _ = x.shape
-        start, end = cache.filled, cache.filled + length
-        cos, sin = self._angles(x, positions)
-        grouped = self.kv_heads != self.heads
-        for index, layer in enumerate(self.layers):
-            q, k, v = layer.qkv(self._norm(x, layer.norm_attention))
-            keys, values = cache.keys[index], cache.values[index]
-            keys[:, :, start:end] = self._rotate(self._split_heads(k, self.kv_heads), cos, sin)
-            values[:, :, start:end] = self._split_heads(v, self.kv_heads)
-            mixed = scaled_dot_product_attention(
-                self._rotate(self._split_heads(q, self.heads), cos, sin),
-                keys[:, :, :end],
-                values[:, :, :end],
-                attn_mask=attend,
-                enable_gqa=grouped,
-            )
-            x = x + layer.out(mixed.transpose(1, 2).reshape(rows, length, -1))
-            x = x + layer.mlp(self._norm(x, layer.norm_mlp))
-        cache.filled = end
-        return self._norm(x, self.final_norm)
-
-    def empty_cache(self, rows: int, places: int) -> KVCache:
-        """A cache for `rows` rows of up to `places` tokens."""
-        shape = (len(self.layers), rows, self.kv_heads, places, self.head_dim)
+    @property
+    def cache_shape(self) -> CacheShape:
+        """What a row and place of this trunk's cache holds."""
         like = self.embedding
-        return KVCache(
-            keys=like.new_empty(shape),
-            values=like.new_empty(shape),
-            valid=torch.zeros((rows, places), dtype=torch.bool, device=like.device),
-            positions=torch.zeros(rows, dtype=torch.int64, device=like.device),
-            filled=0,
-        )
+        return CacheShape(len(self.layers), self.kv_heads, self.head_dim, like.dtype, like.device)
+
+    def _angles(self, positions: Tensor, places: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (..., D) at positions below `places`, out of a table."""
+        if len(self._tables[-1][0]) < places:
+            longer = 1024 * -(-places // 1024)
+            every: Tensor = torch.arange(longer, device=self.embedding.device)
+            cos, sin = self._rotary(self.embedding, every[None])
+            self._tables.append((cos[0], sin[0]))
+        cos, sin = self._tables[-1]
+        return embedding(positions, cos), embedding(positions, sin)
+
+    def _run(self, x: Tensor, positions: Tensor, places: int, attend: Attend) -> Tensor:
+        """Push x (N, T, H) at positions (N, T) below `places` through the layers; normed hidden states (N, T, H)."""
+        cos, sin = (table[:, None] for table in self._angles(positions, places))
+        rows, length, _ = x.shape
+        sizes = (self.heads + self.kv_heads, self.kv_heads)
+        for index, layer in enumerate(self.layers):
+            qkv = layer.qkv(norm(x, layer.norm_attention, self.epsilon))
+            heads = qkv.view(rows, length, -1, self.head_dim).transpose(1, 2)
+            turning, values = heads.split(sizes, dim=1)
+            queries, keys = rotate(turning, cos, sin).split((self.heads, self.kv_heads), dim=1)
+            mixed = attend(index, queries, keys, values)
+            x = x + layer.out(mixed.transpose(1, 2).reshape(rows, length, -1))
+            gate, up = layer.gate_up(norm(x, layer.norm_mlp, self.epsilon)).chunk(2, dim=-1)
+            x = x + layer.down(layer.activation(gate) * up)
+        return norm(x, self.final_norm, self.epsilon)
+
+    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        grouped = self.kv_heads != self.heads
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, mask: Tensor, steps: int) -> tuple[KVCache, Tensor]:
-        """Read left-padded contexts (N, C); each distinct row is computed once.
-
-        Returns a cache with room for `steps` more tokens and the last token's hidden state (N, H).
-        """
-        marked = torch.where(mask, ids, torch.full_like(ids, -1))
-        unique, inverse = torch.unique(marked, dim=0, return_inverse=True)
-        unique_mask = unique >= 0
+    def read(self, ids: Tensor, mask: Tensor) -> Prefix:
+        """Read left-padded contexts (N, C), what they have in common once."""
+        sharing = share(ids, mask, self._shared_prefix)
         width = ids.shape[1]
-        small = self.empty_cache(unique.shape[0], width)
-        positions = (unique_mask.cumsum(1) - 1).clamp_min(0)
-        hidden = self._run(
-            embedding(unique.clamp_min(0), self.embedding), positions, small, prefix_attention(unique_mask)
+        form = (len(self.layers), len(sharing.ids), self.kv_heads, width, self.head_dim)
+        prefix = Prefix(
+            keys=self.embedding.new_zeros(form),
+            values=self.embedding.new_zeros(form),
+            mask=sharing.mask,
+            hidden=self.embedding.new_empty(len(sharing.ids), self.embedding.shape[1]),
+            inverse=sharing.inverse,
         )
-        cache = self.empty_cache(ids.shape[0], width + steps)
-        cache.keys[:, :, :, :width] = small.keys.index_select(1, inverse)
-        cache.values[:, :, :, :width] = small.values.index_select(1, inverse)
-        cache.valid[:, :width] = mask
-        cache.valid[:, width:] = True
-        cache.positions = mask.sum(1)
-        cache.filled = width
-        return cache, hidden[:, -1][inverse]
+        hosts, host_mask = sharing.hosts, sharing.mask[sharing.hosts]
+        attention = prefix_attention(host_mask)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            prefix.keys[layer][hosts], prefix.values[layer][hosts] = keys, values
+            return self._mix(queries, keys, values, attention)
+
+        positions = (host_mask.cumsum(1) - 1).clamp_min(0)
+        embedded = embedding(sharing.ids[hosts], self.embedding)
+        prefix.hidden[hosts] = self._run(embedded, positions, width, attend)[:, -1]
+        if len(sharing.guests):
+            self._read_guests(prefix, sharing)
+        return prefix
+
+    def _read_guests(self, prefix: Prefix, sharing: Sharing) -> None:
+        """Guests take the beginning from their hosts, each at its own columns, and read their last token."""
+        guests, hosts = sharing.guests, sharing.hosts[sharing.host_of]
+        width = sharing.ids.shape[1]
+        lengths = sharing.mask.sum(1)
+        column: Tensor = torch.arange(width, device=guests.device)
+        # The k-th token of a row stands at column width - length + k.
+        moved = (column + (lengths[guests] - lengths[hosts])[:, None]).clamp_min(0)
+        index = moved[:, None, :, None].expand(-1, self.kv_heads, -1, self.head_dim)
+        seen = sharing.mask[guests][:, None, None]
+        for store in (prefix.keys, prefix.values):
+            for layer in store:
+                layer[guests] = layer[hosts].gather(2, index)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            all_keys, all_values = prefix.keys[layer], prefix.values[layer]
+            all_keys[guests, :, -1], all_values[guests, :, -1] = keys[:, :, 0], values[:, :, 0]
+            return self._mix(queries, all_keys[guests], all_values[guests], seen)
+
+        last = embedding(sharing.ids[guests, -1:], self.embedding)
+        positions = lengths[guests, None] - 1
+        prefix.hidden[guests] = self._run(last, positions, width, attend)[:, 0]
 
     @torch.no_grad()
-    def extend(self, cache: KVCache, embeddings: Tensor) -> Tensor:
-        """Append embeddings (N, T, H) to every row; returns hidden states (N, T, H)."""
-        length = embeddings.shape[1]
-        steps = torch.arange(length, device=embeddings.device)
-        attend = cache.valid[:, None, None, : cache.filled + length]
-        if length > 1:
-            places = torch.arange(cache.filled + length, device=embeddings.device)
-            attend = attend & (places <= cache.filled + steps[:, None])
-        positions = cache.positions[:, None] + steps
-        cache.positions = cache.positions + length
-        return self._run(embeddings, positions, cache, attend)
+    def evaluate(self, prefix: Prefix, embeddings: Tensor) -> Tensor:
+        """Hidden states (N, T, H) of tokens (N, T, H) that continue each row; nothing of them is kept."""
+        length, width = embeddings.shape[1], prefix.mask.shape[1]
+        mask = prefix.mask[prefix.inverse]
+        steps: Tensor = torch.arange(length, device=embeddings.device)
+        causal = (steps <= steps[:, None]).expand(len(mask), 1, length, length)
+        attention = torch.cat([mask[:, None, None].expand(-1, 1, length, width), causal], dim=-1)
+
+        form = (len(mask), self.kv_heads, width + length, self.head_dim)
+        all_keys, all_values = embeddings.new_empty(form), embeddings.new_empty(form)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            all_keys[:, :, :width] = prefix.keys[layer].index_select(0, prefix.inverse)
+            all_values[:, :, :width] = prefix.values[layer].index_select(0, prefix.inverse)
+            all_keys[:, :, width:], all_values[:, :, width:] = keys, values
+            return self._mix(queries, all_keys, all_values, attention)
+
+        return self._run(embeddings, mask.sum(1)[:, None] + steps, width + length, attend)
+
+    @torch.no_grad()
+    def start(self, memory: CacheMemory, level: str, prefix: Prefix, steps: int) -> DecodeState:
+        """Put contexts into the cache, with room for `steps` more tokens a row."""
+        rows, width = len(prefix.inverse), prefix.mask.shape[1]
+        state = memory.open(level, self.cache_shape, rows, width + steps)
+        for layer in range(len(self.layers)):
+            state.keys[layer, :, :, :width] = prefix.keys[layer].index_select(0, prefix.inverse)
+            state.values[layer, :, :, :width] = prefix.values[layer].index_select(0, prefix.inverse)
+        if self._sliced:
+            state.reach = width
+        elif self._operations.reads_whole_cache:
+            # What earlier rollouts left there, were it NaN, would reach the sum through a weight of 0.
+            state.keys[:, :, :, width:] = 0
+            state.values[:, :, :, width:] = 0
+        state.first.copy_(width - prefix.mask.sum(1)[prefix.inverse])
+        state.length.fill_(width)
+        self._angles(state.first, state.keys.shape[3])
+        return state
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: DecodeState) -> Tensor:
+        """Append one token (N, H) to every row of the cache; returns its normed hidden state (N, H).
+
+        On the device only `state` is read and written; shapes depend on ``state.reach`` alone.
+        """
+        operations, rows = self._operations, len(x)
+        window = operations.window(state)
+        cos, sin = self._angles(window.place - window.first, state.keys.shape[3])
+        x, normed = operations.add_norm(x, None, self.layers[0].norm_attention, self.epsilon)
+        following = [*(layer.norm_attention for layer in self.layers[1:]), self.final_norm]
+        for layer, keys, values, next_norm in zip(self.layers, state.keys, state.values, following, strict=True):
+            queries = operations.rotate_and_store(layer.qkv(normed), cos, sin, keys, values, window)
+            mixed = operations.attend(queries, keys, values, window)
+            x, normed = operations.add_norm(x, layer.out(mixed.reshape(rows, -1)), layer.norm_mlp, self.epsilon)
+            delta = layer.down(operations.gate(layer.gate_up(normed), layer.activation))
+            x, normed = operations.add_norm(x, delta, next_norm, self.epsilon)
+        state.length.copy_(window.filled)
+        state.reach = window.reach
+        return normed
 
 
 def prefix_attention(mask: Tensor) -> Tensor:

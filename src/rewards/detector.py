@@ -69,8 +69,8 @@ class Detector(FrozenModelExpert):
     "noun1 . noun2 .", is above `box_threshold` for at least one of the network's boxes. Details:
     ``detector_spatial``, ``detector_numeracy``, ``detector_object``, each NaN for images of the other kinds.
 
-    Scores of METHOD.md's released code (T2I-R1, arXiv 2505.00703) with its faults mended. `faithful` brings
-    back, one by one: "above" and "on top of" never score a position (such prompts end at 0.4); "next to", "near"
+    The scores of the released code (T2I-R1, arXiv 2505.00703) with its faults mended. `faithful` brings all of
+    these back: "above" and "on top of" never score a position (such prompts end at 0.4); "next to", "near"
     and "on side of" always score it in full; NMS before counting reads centre-size boxes as corners; nouns of
     three and more words are never found; a relation of an object to its like is 0; without nouns the score is 1
     instead of not applicable; a noun given twice stands in the caption twice; only nouns are looked for.
@@ -179,8 +179,13 @@ class Detector(FrozenModelExpert):
         return caption
 
     def detect(self, pixels: Tensor, captions: Sequence[Caption]) -> list[dict[str, Detections]]:
-        """The boxes of every phrase on each of N images (N, 3, H, W), each with its own caption; on the CPU."""
+        """The boxes of every phrase on each of N images (N, 3, H, W), each with its own caption; on the CPU.
+
+        Raises ValueError where the network gives NaN: it would pass for an object that is not there.
+        """
         logits, boxes = (part.cpu() for part in self.look(pixels, captions))
+        if logits.isnan().any() or boxes.isnan().any():
+            raise ValueError(f"the network gives NaN in {self.model.dtype}; set dtype=float32, or check its weights")
         return [
             detections_by_phrase(caption, logits[row], boxes[row], self.box_threshold)
             for row, caption in enumerate(captions)

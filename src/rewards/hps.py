@@ -26,8 +26,8 @@ class HPS(FrozenModelExpert):
 
     score = cosine of the CLIP embeddings of image and prompt, raw, in [-1, 1]; higher is better; applies to
     every prompt. The published means of text-to-image models lie between 0.13 and 0.34. Comparable among
-    images of one prompt only, which is how group normalisation uses it. Preprocessing as released: the longer side
-    becomes 224, the rest is black; prompts are cut to 77 tokens.
+    images of one prompt only, which is how group normalisation uses it. Preprocessing as released: the
+    longer side becomes 224, the rest is black; prompts are cut to 77 tokens.
 
     Args:
         path: the released checkpoint file; None: `filename` of `repository`.

@@ -94,8 +94,9 @@ def spatial_score(
     if relation.first == relation.second:
         if faithful:
             return 0.0
-        boxes = corners(found.get(relation.first, NOTHING).boxes)
-        two = boxes[nms(boxes, found.get(relation.first, NOTHING).scores, nms_threshold)[:2]]
+        kind = found.get(relation.first, NOTHING)
+        boxes = corners(kind.boxes)
+        two = boxes[nms(boxes, kind.scores, nms_threshold)[:2]]
         pairs = [(two[0], two[1]), (two[1], two[0])] if len(two) == 2 else []
         objects = len(two)
     else:

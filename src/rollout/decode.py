@@ -1,13 +1,23 @@
-"""The decode loop both levels share."""
+"""The decode loop both levels share: rows split so that they fit, a token step eager or captured, an early exit."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.policies.base import Decoder
-from src.rollout.sampling import draw
+from src.policies.base import CapturableDecoder, Decoder
+from src.rollout.graph import Capture, capture_for
+from src.rollout.rows import join_levels, row_limit, spans
+from src.rollout.token_step import StepShape, TokenStep
 from src.values import Sampling, TokenContext, TokenLevel
+
+# How often to ask the device whether all rows have ended: each time it has to be waited for, except on a CPU.
+LOOK_EVERY = {"cpu": 1}
+LOOK_EVERY_ELSEWHERE = 16
+# Captured steps a decoder keeps (two levels, in training, in evaluation, and the last part of a split each).
+KEPT_CAPTURES = 8
 
 
 @torch.no_grad()
@@ -19,6 +29,7 @@ def decode(
     sampling: Sampling,
     unconditional: TokenContext | None = None,
     end_id: int | None = None,
+    max_rows: int | None = None,
 ) -> TokenLevel:
     """Sample up to T = noise.shape[1] tokens a row.
 
@@ -27,52 +38,106 @@ def decode(
         noise: uniforms (N, T) float64.
         unconditional: context of the guidance branch, needed if `sampling` is guided.
         end_id: the token that ends a row (counted in the mask); None: every row gets T tokens.
+        max_rows: rows decoded at once, which changes none of them; None: what the decoder has memory for.
 
     Returns:
         The level; where rows end early it is cut to the longest row. Tokens behind a row's end are `end_id`.
     """
-    rows, steps = noise.shape
-    guided = sampling.guided
-    if guided and unconditional is None:
+    if sampling.guided and unconditional is None:
         raise ValueError(f"{level}: guidance_scale={sampling.guidance_scale} needs an unconditional context")
+    branch = unconditional if sampling.guided else None
     noise = noise.to(context.ids.device)
-    head = decoder.head(level)
-    state, features = decoder.start(level, _stacked(context, unconditional) if guided else context, steps)
-    running = torch.ones(rows, dtype=torch.bool, device=context.ids.device)
-    ids, mask, logps, conditional_logps, unconditional_features = [], [], [], [], []
-    for step in range(steps):
-        logits = head(features)
-        chosen = draw(logits[:rows], logits[rows:] if guided else None, noise[:, step], sampling)
-        if guided:
-            unconditional_features.append(features[rows:])
-        token = chosen.ids
-        if end_id is not None:
-            token = torch.where(running, token, end_id)
-        ids.append(token)
-        mask.append(running)
-        logps.append(chosen.logp)
-        conditional_logps.append(chosen.conditional_logp)
-        if end_id is not None:
-            running = running & (token != end_id)
-            if not bool(running.any()):
-                break
-        if step + 1 < steps:
-            features = decoder.advance(state, torch.cat([token, token]) if guided else token)
-    counts = torch.stack(mask, 1)
+    rows, steps = noise.shape
+    limit = row_limit(decoder, max_rows, context.ids.shape[1] + steps, 1 if branch is None else 2)
+    if rows <= limit:
+        return _decode_rows(decoder, level, context, noise, sampling, branch, end_id)
+    parts = [
+        _decode_rows(
+            decoder,
+            level,
+            context.rows(span),
+            noise[span],
+            sampling,
+            None if branch is None else branch.rows(span),
+            end_id,
+        )
+        for span in spans(rows, limit)
+    ]
+    return join_levels(parts, context, branch, fill_id=end_id or 0)
+
+
+def _decode_rows(
+    decoder: Decoder,
+    level: str,
+    context: TokenContext,
+    noise: Tensor,
+    sampling: Sampling,
+    unconditional: TokenContext | None,
+    end_id: int | None,
+) -> TokenLevel:
+    """`decode` of rows that fit."""
+    rows, steps = noise.shape
+    state, features = decoder.start(level, _stacked(context, unconditional), steps)
+    shape = StepShape(level, rows, steps, sampling, end_id)
+    capture = None
+    if isinstance(decoder, CapturableDecoder):
+        capture = capture_for(decoder.engine, features.device)
+    step = TokenStep(decoder, shape, state, features) if capture is None else _kept(decoder, shape, state, features)
+    step.begin(state, features, noise)
+    _finish(step, capture, LOOK_EVERY.get(features.device.type, LOOK_EVERY_ELSEWHERE))
+    return _level(step, context, unconditional, copy=capture is not None)
+
+
+def _kept(decoder: Any, shape: StepShape, state: Any, features: Tensor) -> TokenStep:
+    """The step that was captured for this shape, or a fresh one; the oldest makes room."""
+    step: TokenStep = decoder.captured.pop(shape, None) or TokenStep(decoder, shape, state, features)
+    decoder.captured[shape] = step
+    while len(decoder.captured) > KEPT_CAPTURES:
+        del decoder.captured[next(iter(decoder.captured))]
+    return step
+
+
+def _finish(step: TokenStep, capture: Capture | None, look_every: int) -> None:
+    """All tokens after the first, until every row has ended."""
+    for done in range(1, step.shape.steps):
+        if step.shape.end_id is not None and done % look_every == 0 and step.ended():
+            return
+        if capture is None:
+            step.step()
+        else:
+            step.replay(capture)()
+
+
+def _level(step: TokenStep, context: TokenContext, unconditional: TokenContext | None, copy: bool) -> TokenLevel:
+    """What stands in the tables; copy: they are going to be written again."""
+    ids, end_id = step.ids, step.shape.end_id
+    if end_id is None:
+        counts, length = torch.ones_like(ids, dtype=torch.bool), ids.shape[1]
+    else:
+        ends = ids.eq(end_id)
+        counts = ends.cumsum(1) - ends.long() == 0
+        length = int(counts.sum(1).max())
+        counts = counts[:, :length]
+
+    def kept(table: Tensor) -> Tensor:
+        return table[:, :length].clone() if copy else table[:, :length]
+
     return TokenLevel(
         context=context,
-        ids=torch.stack(ids, 1),
+        ids=kept(ids),
         mask=counts,
-        rollout_logp=torch.stack(logps, 1).masked_fill(~counts, 0.0),
-        conditional_logp=torch.stack(conditional_logps, 1).masked_fill(~counts, 0.0),
-        sampling=sampling,
-        unconditional=unconditional if guided else None,
-        unconditional_features=torch.stack(unconditional_features, 1) if guided else None,
+        rollout_logp=step.logp[:, :length].masked_fill(~counts, 0.0),
+        conditional_logp=step.conditional_logp[:, :length].masked_fill(~counts, 0.0),
+        sampling=step.shape.sampling,
+        unconditional=unconditional,
+        unconditional_features=None if step.unconditional_features is None else kept(step.unconditional_features),
     )
 
 
 def _stacked(context: TokenContext, unconditional: TokenContext | None) -> TokenContext:
-    assert unconditional is not None
+    """The rollouts' contexts, and behind them those of the guidance branch."""
+    if unconditional is None:
+        return context
     return TokenContext(
         torch.cat([context.ids, unconditional.ids]),
         torch.cat([context.mask, unconditional.mask]),

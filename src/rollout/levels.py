@@ -61,7 +61,7 @@ def sample_plans(
     """The plan level of `roll_out`."""
     context = policy.plan_context(prompts)
     noise = uniforms(keys, PLAN, settings.max_plan_tokens)
-    return decode(decoder, PLAN, context, noise, settings.plan, end_id=policy.end_id)
+    return decode(decoder, PLAN, context, noise, settings.plan, end_id=policy.end_id, max_rows=settings.max_rows)
 
 
 def sample_images(
@@ -76,4 +76,4 @@ def sample_images(
     context = policy.image_context(prompts, plans)
     noise = uniforms(keys, IMAGE, policy.image_tokens)
     unconditional = policy.unconditional(context) if settings.image.guided else None
-    return decode(decoder, IMAGE, context, noise, settings.image, unconditional=unconditional)
+    return decode(decoder, IMAGE, context, noise, settings.image, unconditional, max_rows=settings.max_rows)

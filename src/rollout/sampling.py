@@ -1,46 +1,40 @@
-"""From logits and a uniform to a token: guidance, temperature, inverse CDF."""
+"""From logits and a uniform to a token, under a level's `Sampling`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from kernels import Draws, sample_tokens
 from src.values import Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One token a row: ids (N,) int64, logp and conditional_logp (N,) float32."""
-
-    ids: Tensor
-    logp: Tensor
-    conditional_logp: Tensor
-
-
-def draw(logits: Tensor, unconditional: Tensor | None, uniform: Tensor, sampling: Sampling) -> Draw:
-    """Sample from ``softmax((u + w*(c - u)) / temperature)`` by inverse CDF.
+def draw(
+    logits: Tensor,
+    unconditional: Tensor | None,
+    uniform: Tensor,
+    sampling: Sampling,
+    operation: Callable[..., Draws] = sample_tokens,
+) -> Draws:
+    """Sample from ``softmax((u + w*(c - u)) / temperature)`` by inverse CDF, truncated where `sampling` says so.
 
     Args:
         logits: conditional logits c, (N, V).
         unconditional: unconditional logits u, (N, V); None without guidance.
         uniform: (N,) float64 in [0, 1).
+        operation: a backend's `sample_tokens`.
 
-    A token of probability zero is never drawn. The whole vocabulary takes part: no top-k, no top-p.
+    The log-probs are those of the whole vocabulary, truncated or not: the distribution that training computes.
     """
-    conditional = logits.float() / sampling.temperature
-    if unconditional is None:
-        mixed = conditional
-    else:
-        base = unconditional.float() / sampling.temperature
-        mixed = torch.lerp(base, conditional, sampling.guidance_scale)
-    logp = mixed.log_softmax(-1)
-    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
-    target = uniform[:, None] * cumulative[:, -1:]
-    ids = torch.searchsorted(cumulative, target, right=True).clamp_max_(logits.shape[-1] - 1)
-    chosen = logp.gather(1, ids).squeeze(1)
-    if unconditional is None:
-        return Draw(ids.squeeze(1), chosen, chosen)
-    plain = conditional.gather(1, ids).squeeze(1) - conditional.logsumexp(-1)
-    return Draw(ids.squeeze(1), chosen, plain)
+    return operation(
+        logits,
+        uniform,
+        unconditional=unconditional,
+        guidance_scale=1.0 if unconditional is None else sampling.guidance_scale,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        logp_of="full",
+        validate=False,
+    )

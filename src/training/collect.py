@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kernels import Operations
+from kernels import Operations, TokenStatistics
 from src.algorithms import Algorithm, weigh_levels
 from src.algorithms.kl import kl_estimate, needs_reference_logits, penalised_reward
 from src.algorithms.plan_length import mask_unfinished
@@ -19,7 +19,14 @@ from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import RolloutKey, group_keys
 from src.training.groups import Groups, PlanPenalties, Refilled, RefillSource, SampleGroups, refill
 from src.training.ranks import ALONE, Ranks
-from src.training.statistics import level_rows, level_statistics, sampled_logp, score_level
+from src.training.statistics import (
+    joined_statistics,
+    level_rows,
+    level_statistics,
+    row_chunks,
+    sampled_logp,
+    score_level,
+)
 from src.values import PLAN, Experience, LevelOutput, PromptBatch, PromptRecord, RewardReport, TokenLevel
 
 
@@ -34,7 +41,8 @@ class CollectSettings:
     guided: train the log-probs of the guided distribution (else of the conditional branch). reference: run
     the reference at all (beta > 0). penalties_on: whether a plan's penalties count against "both" levels or
     the "plan" alone. kl: which KL; reward_beta: its weight where it stands in the reward, else 0.
-    max_refills: rounds of dynamic sampling, None for none of it, 0 only drops groups without signal.
+    max_refills: rounds of dynamic sampling, None for none of it, 0 only drops groups without signal. score_rows:
+    so many rollouts at a time are scored under given weights (the reference, refreshed branches); None: all.
     """
 
     seed: int
@@ -52,6 +60,7 @@ class CollectSettings:
     reward_beta: float = 0.0
     max_refills: int | None = None
     signal_tolerance: float = 0.0
+    score_rows: int | None = None
 
     @property
     def penalties(self) -> PlanPenalties:
@@ -102,7 +111,7 @@ def collect(
     groups, kept, figures = _with_signal(first, batch, settings, refills, sample)
     levels: dict[str, TokenLevel] = dict(groups.rollouts.levels)
     if settings.reference:
-        levels = with_reference(policy, operations, levels, settings.guided, needs_reference_logits(settings.kl))
+        levels = with_reference(policy, operations, levels, settings)
     totals = _level_totals(groups, settings)
     penalty: Tensor | None = None
     if settings.reward_beta:
@@ -158,17 +167,18 @@ def _with_signal(
 
 
 def with_reference(
-    policy: Policy, operations: Operations, levels: Mapping[str, TokenLevel], guided: bool, whole_rows: bool = False
+    policy: Policy, operations: Operations, levels: Mapping[str, TokenLevel], settings: CollectSettings
 ) -> dict[str, TokenLevel]:
     """The levels with the reference's log-probs of their tokens, or with its whole rows for the exact KL."""
+    guided, rows = settings.guided, settings.score_rows
     with policy.reference() as reference:
-        if whole_rows:
+        if needs_reference_logits(settings.kl):
             return {
-                name: replace(level, reference=level_rows(reference, name, level, guided))
+                name: replace(level, reference=level_rows(reference, name, level, guided, rows))
                 for name, level in levels.items()
             }
         return {
-            name: replace(level, ref_logp=score_level(operations, reference, name, level, guided).logp)
+            name: replace(level, ref_logp=score_level(operations, reference, name, level, guided, rows).logp)
             for name, level in levels.items()
         }
 
@@ -183,9 +193,7 @@ def kl_penalty(
     scored, kls = dict(levels), []
     for name, level in levels.items():
         if level.reference is not None:
-            with torch.no_grad():
-                output = LevelOutput(decoder.evaluate(name, level.context, level.ids), decoder.head(name))
-                statistics = level_statistics(operations, output, level, settings.guided, kl=settings.kl)
+            statistics = _exact_statistics(decoder, operations, name, level, settings)
             assert statistics.kl is not None
             assert statistics.log_ratio is not None
             scored[name] = replace(level, reference=None, ref_logp=statistics.logp + statistics.log_ratio)
@@ -196,6 +204,18 @@ def kl_penalty(
             kls.append((kl_estimate(log_ratio, settings.kl), level.mask))
     nothing = torch.zeros_like(kls[0][0][:, 0])
     return scored, -penalised_reward(nothing, kls, settings.reward_beta)
+
+
+@torch.no_grad()
+def _exact_statistics(
+    decoder: Decoder, operations: Operations, name: str, level: TokenLevel, settings: CollectSettings
+) -> TokenStatistics:
+    """Statistics of a level under `decoder`, its KL over the whole vocabulary, `score_rows` rollouts at a time."""
+    parts = []
+    for part in row_chunks(level, settings.score_rows):
+        output = LevelOutput(decoder.evaluate(name, part.context, part.ids), decoder.head(name))
+        parts.append(level_statistics(operations, output, part, settings.guided, kl=settings.kl))
+    return joined_statistics(parts)
 
 
 def _level_totals(groups: Groups, settings: CollectSettings) -> dict[str, Tensor]:

@@ -12,14 +12,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from math import nan
+from math import inf, nan
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.trainer import call
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from src.algorithms import MAXIMA, share_without_signal
 from src.rewards.base import RewardError
@@ -27,6 +28,7 @@ from src.rewards.ensemble import report_metrics
 from src.training.collect import Collected, NonFiniteError
 from src.training.groups import joined_reports
 from src.training.module import BiCoTModule
+from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, release_memory, smaller_microbatch
 from src.training.ranks import ALONE, Ranks, current_ranks
 from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
 from src.values import IMAGE, PLAN, Experience, PromptBatch, RewardReport
@@ -68,11 +70,11 @@ class GroupedRolloutLoop(_ManualOptimization):
         batch: PromptBatch = next(iter(kwargs.values()))
         start = time.perf_counter()
         try:
-            collected = self._module.collect(batch)
+            collected = self._collect(batch)
             learning = time.perf_counter()
             metrics = self._learn(collected)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"step {batch.step}: {error}") from error
+        except (NonFiniteError, DoesNotFit) as error:
+            raise type(error)(f"step {batch.step}: {error}") from error
         except RewardError as error:
             raise RewardError(error.expert, f"step {batch.step}: {error.problem}", error.prompt) from error
         end = time.perf_counter()
@@ -82,6 +84,7 @@ class GroupedRolloutLoop(_ManualOptimization):
             **figures,
             **{f"{name}/entropy_bonus": value for name, value in bonus.items()},
             **experience_metrics(collected, current_ranks()),
+            "microbatch": float(min(self._module.microbatch or inf, len(collected.experience))),
             **{f"seconds/{name}": value for name, value in collected.seconds.items()},
             "seconds/update": end - learning,
             "seconds": end - start,
@@ -89,6 +92,12 @@ class GroupedRolloutLoop(_ManualOptimization):
         self._module.entropy.observe({name: figures.get(f"{name}/entropy", nan) for name in metrics})
         self._module.refresh_reference(self.trainer.global_step)
         self.finished_batches = batch.step + 1
+
+    def _collect(self, batch: PromptBatch) -> Collected:
+        try:
+            return self._module.collect(batch)
+        except torch.OutOfMemoryError as error:
+            raise DoesNotFit(f"out of memory while rolling out and scoring: {SMALLER_ROLLOUT} ({error})") from error
 
     def _learn(self, collected: Collected) -> Metrics:
         """All updates on one experience; returns the metrics of the last, over all ranks.
@@ -101,33 +110,51 @@ class GroupedRolloutLoop(_ManualOptimization):
         for update in range(module.updates_per_rollout):
             if update:
                 experience = module.refreshed(experience)
-            parts = self._parts(experience)
             optimizer: Any = module.optimizers()
-            optimizer.zero_grad()
-            metrics, experience = run_update(experience, parts, self._forward, self._backward, self._no_sync)
+            metrics, experience = self._accumulate(experience, optimizer)
             self._step(optimizer)
             first = first or metrics
         return self._metrics_over_ranks({name: {**first[name], **metrics[name]} for name in metrics})
 
+    def _accumulate(self, experience: Experience, optimizer: Any) -> tuple[Metrics, Experience]:
+        """The gradient of one update; out of memory in a single process, again with half the microbatch.
+
+        The objective does not depend on the microbatch, and the rollouts are kept.
+        """
+        module = self._module
+        while True:
+            optimizer.zero_grad()
+            try:
+                return run_update(experience, self._parts(experience), self._forward, self._backward, self._no_sync)
+            except torch.OutOfMemoryError as error:
+                size, processes = module.microbatch or len(experience), self.trainer.world_size
+                module.microbatch = smaller_microbatch(size, len(experience), processes, error)
+            # Only here, behind the handler: the error's traceback holds the graph.
+            optimizer.zero_grad()
+            release_memory()
+
     def _parts(self, experience: Experience) -> list[MicroBatch]:
         module = self._module
         longest = {PLAN: module.collecting.rollout.max_plan_tokens, IMAGE: module.policy.image_tokens}
-        size, ranks = module.optim.microbatch, self.trainer.world_size
         return list(
             microbatches(
                 experience,
-                size,
+                module.microbatch,
                 module.algorithm,
                 longest,
                 self._over_ranks,
-                ranks,
+                self.trainer.world_size,
                 module.updating.level_shares,
                 module.entropy.coefficients(),
+                module.optim.split_levels,
             )
         )
 
     def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
-        return call._call_strategy_hook(self.trainer, "training_step", part, 0)
+        loss, metrics, logps = call._call_strategy_hook(self.trainer, "training_step", part, 0)
+        if self._module.optim.split_levels and isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            loss = loss + nothing_of(self._module)
+        return loss, metrics, logps
 
     def _backward(self, loss: Tensor) -> None:
         self._module.manual_backward(loss)
@@ -163,6 +190,14 @@ class GroupedRolloutLoop(_ManualOptimization):
         optimizer.step()
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
+
+
+def nothing_of(module: nn.Module) -> Tensor:
+    """A zero whose gradient, zero too, reaches every trained parameter.
+
+    DDP waits for the gradient of each in every backward pass; a part of one level has none for the other's head.
+    """
+    return 0.0 * torch.stack([p.sum() for p in module.parameters() if p.requires_grad]).sum()
 
 
 def experience_metrics(collected: Collected, ranks: Ranks = ALONE) -> dict[str, float]:

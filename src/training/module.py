@@ -19,6 +19,7 @@ from src.training.collect import Collected, CollectSettings, collect
 from src.training.entropy_control import EntropyControl, EntropySettings
 from src.training.groups import keyed_records
 from src.training.ranks import current_ranks
+from src.training.statistics import evaluated
 from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
 from src.values import IMAGE, Experience, PromptBatch, PromptRecord
 
@@ -28,7 +29,7 @@ PROGRESS_METRICS = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")
 
 @dataclass(frozen=True, slots=True)
 class OptimSettings:
-    """AdamW and its schedule; see `OptimConfig`."""
+    """AdamW and its schedule, and how a step is cut into backward passes; see `OptimConfig`."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.95)
@@ -38,6 +39,7 @@ class OptimSettings:
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
     microbatch: int | None = None
+    split_levels: bool = False
 
 
 class BiCoTModule(L.LightningModule):
@@ -72,6 +74,8 @@ class BiCoTModule(L.LightningModule):
         self.collecting = collecting
         self.updating = updating
         self.optim = optim
+        # Rollouts a backward pass; the loop halves it where memory runs out.
+        self.microbatch = optim.microbatch
         self.updates_per_rollout = updates_per_rollout
         self.max_steps = max_steps
         self.entropy = EntropyControl(entropy or EntropySettings())
@@ -121,7 +125,8 @@ class BiCoTModule(L.LightningModule):
         level = experience.levels[IMAGE]
         if not self.updating.guided or level.unconditional is None:
             return experience
-        features = self.policy.decoder().evaluate(IMAGE, level.unconditional, level.ids)
+        rows = self.collecting.score_rows
+        features = evaluated(self.policy.decoder(), IMAGE, level.unconditional, level.ids, rows)
         return replace(experience, levels={**experience.levels, IMAGE: replace(level, unconditional_features=features)})
 
     def configure_optimizers(self) -> dict[str, Any]:

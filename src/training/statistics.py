@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from kernels import Operations, TokenStatistics
 from src.policies.base import Decoder
-from src.values import IMAGE, LevelOutput, ReferenceRows, TokenLevel
+from src.values import IMAGE, LevelOutput, ReferenceRows, TokenContext, TokenLevel
 
 
 def level_statistics(
@@ -68,23 +69,53 @@ def _reference_arguments(rows: ReferenceRows) -> dict[str, Tensor | None]:
 
 
 def score_level(
-    operations: Operations, decoder: Decoder, name: str, level: TokenLevel, guided: bool
+    operations: Operations, decoder: Decoder, name: str, level: TokenLevel, guided: bool, rows: int | None = None
 ) -> TokenStatistics:
-    """Log-probs of a level's tokens under the weights of `decoder`, the guidance branch included. No graph."""
+    """Log-probs of a level's tokens under the weights of `decoder`, the guidance branch included. No graph.
+
+    rows: at most so many rollouts are computed at a time, head included; None: all at once.
+    """
+    columns: list[TokenStatistics] = []
     with torch.no_grad():
-        rows = level_rows(decoder, name, level, guided)
-        output = LevelOutput(rows.features, rows.head)
-        bare = replace(level, unconditional_features=rows.unconditional_features, ref_logp=None, reference=None)
-        return level_statistics(operations, output, bare, guided)
+        for part in row_chunks(level, rows):
+            found = level_rows(decoder, name, part, guided)
+            output = LevelOutput(found.features, found.head)
+            bare = replace(part, unconditional_features=found.unconditional_features, ref_logp=None, reference=None)
+            columns.append(level_statistics(operations, output, bare, guided))
+    return joined_statistics(columns)
 
 
-def level_rows(decoder: Decoder, name: str, level: TokenLevel, guided: bool) -> ReferenceRows:
+def row_chunks(level: TokenLevel, rows: int | None) -> Iterator[TokenLevel]:
+    """The level in parts of at most `rows` rollouts, in order; None: the level itself."""
+    if rows is None or rows >= len(level):
+        yield level
+        return
+    for start in range(0, len(level), rows):
+        yield level.rows(slice(start, min(start + rows, len(level))))
+
+
+def joined_statistics(parts: Sequence[TokenStatistics]) -> TokenStatistics:
+    """The statistics of all parts, one after the other."""
+    logp, *others = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+    assert logp is not None
+    return TokenStatistics(logp, *others)
+
+
+def level_rows(decoder: Decoder, name: str, level: TokenLevel, guided: bool, rows: int | None = None) -> ReferenceRows:
     """What the head of `decoder` reads at every token of a level, in the guidance branch too. No graph."""
-    with torch.no_grad():
-        branch = None
-        if guided and level.sampling.guided and level.unconditional is not None:
-            branch = decoder.evaluate(name, level.unconditional, level.ids)
-        return ReferenceRows(decoder.evaluate(name, level.context, level.ids), decoder.head(name), branch)
+    branch = None
+    if guided and level.sampling.guided and level.unconditional is not None:
+        branch = evaluated(decoder, name, level.unconditional, level.ids, rows)
+    return ReferenceRows(evaluated(decoder, name, level.context, level.ids, rows), decoder.head(name), branch)
+
+
+@torch.no_grad()
+def evaluated(decoder: Decoder, name: str, context: TokenContext, ids: Tensor, rows: int | None) -> Tensor:
+    """``decoder.evaluate`` of at most `rows` rows at a time; features (N, T, F) of all."""
+    if rows is None or rows >= len(ids):
+        return decoder.evaluate(name, context, ids)
+    chosen = [slice(start, start + rows) for start in range(0, len(ids), rows)]
+    return torch.cat([decoder.evaluate(name, context.rows(part), ids[part]) for part in chosen])
 
 
 def sampled_logp(name: str, level: TokenLevel, guided: bool) -> Tensor:

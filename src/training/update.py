@@ -6,12 +6,13 @@ that neither accumulation nor the number of GPUs changes the objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kernels import Objective, Operations, TokenStatistics
 from src.algorithms import (
@@ -76,11 +77,13 @@ def microbatches(
     ranks: int,
     level_shares: Mapping[str, float] | None = None,
     entropy_bonus: Mapping[str, float] | None = None,
+    split_levels: bool = False,
 ) -> Iterator[MicroBatch]:
-    """Cut an experience into parts of at most `size` rollouts.
+    """Cut an experience into parts of at most `size` rollouts, without the token columns that no row of one counts.
 
     max_tokens: the longest a row of each level can become, a setting. world: sums a tensor over ranks.
-    level_shares: the weight of each level in the loss; None: every token weighs alike.
+    level_shares: the weight of each level in the loss; None: every token weighs alike. split_levels: a part is
+    one level of its rollouts, so that a backward holds the graph of one level at a time.
     """
     counts = step_counts(experience, max_tokens, world)
     total = normaliser(algorithm.aggregation, counts) or 1.0  # no token counts: the loss is 0, over anything
@@ -89,14 +92,22 @@ def microbatches(
     size = size or rollouts
     for start in range(0, rollouts, size):
         rows = slice(start, min(start + size, rollouts))
-        yield MicroBatch(
-            {name: level.rows(rows) for name, level in experience.levels.items()},
-            {name: values[rows] for name, values in experience.advantages.items()},
-            total,
-            float(ranks),
-            shared,
-            entropy_bonus or {},
-        )
+        names = tuple(experience.levels)
+        for part in [(name,) for name in names] if split_levels else [names]:
+            yield MicroBatch(
+                {name: _counted_columns(experience.levels[name].rows(rows)) for name in part},
+                {name: experience.advantages[name][rows] for name in part},
+                total,
+                float(ranks),
+                shared,
+                entropy_bonus or {},
+            )
+
+
+def _counted_columns(level: TokenLevel) -> TokenLevel:
+    """The level up to the last token that any row counts; one column where none does."""
+    used = level.mask.any(0).nonzero()
+    return level.first_tokens(int(used[-1]) + 1 if len(used) else 1)
 
 
 def step_counts(
@@ -237,7 +248,7 @@ def _correction(level: TokenLevel, logp: Tensor, sampled: Tensor, cap: float | N
 
 def run_update(
     experience: Experience,
-    parts: list[MicroBatch],
+    parts: Sequence[MicroBatch],
     forward: Callable[[MicroBatch], tuple[Tensor, Metrics, dict[str, Tensor]]],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -256,12 +267,19 @@ def run_update(
             backward(loss)
         metrics.append(measured)
         logps.append(logp)
-    merged = {name: merge([m[name] for m in metrics]) for name in experience.levels}
+    merged = {name: merge([m[name] for m in metrics if name in m]) for name in experience.levels}
     levels = {
-        name: level if level.old_logp is not None else replace(level, old_logp=torch.cat([lp[name] for lp in logps]))
+        name: level
+        if level.old_logp is not None
+        else replace(level, old_logp=_in_order([logp[name] for logp in logps if name in logp], level.ids.shape[1]))
         for name, level in experience.levels.items()
     }
     return merged, replace(experience, levels=levels)
+
+
+def _in_order(parts: Sequence[Tensor], length: int) -> Tensor:
+    """Values (n, t) of all parts one after the other, (N, length); 0 in the columns that a part left out."""
+    return torch.cat([pad(part, (0, length - part.shape[1])) for part in parts])
 
 
 def shown(metrics: Metrics) -> dict[str, float]:

@@ -31,14 +31,18 @@ from kernels.triton.attention import attention_kernel, attention_launch, combine
 from kernels.triton.decoding import ACTIVATIONS, ROTATED_HEADS, norm_kernel, norm_warps, rotate_kernel, silu_kernel
 from kernels.triton.one_pass import SURROGATE_CODES, one_pass_kernel
 from kernels.triton.rows import COMPILE_OPTIONS, KL_CODES, backward_kernel, forward_kernel, launch_shape
+from kernels.triton.sampling import SAMPLING_OPTIONS, sampling_kernel, sampling_shape
 
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
-FLOATS = {"w", "inverse_temperature", "lowest", "highest", "beta", "bonus", "scale", "epsilon"}
+FLOATS = {"w", "inverse_temperature", "c_inverse", "lowest", "highest", "beta", "bonus", "scale", "epsilon"}
 WIDE = {"logits", "unconditional", "ref_logits", "ref_unconditional", "grad", "grad_unconditional"}
 WIDE |= {"q", "qkv", "keys", "values", "out", "x", "delta", "weight", "total_out", "normed_out", "gate_up"}
-LONG = {"ids", "first", "length", "place"}
+LONG = {"first", "length", "place"}
 USAGE = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+NARROW = {"ids": "*i64", "ids_out": "*i64", "uniform": "*fp64"}
 
 
 def assemble(
@@ -47,6 +51,7 @@ def assemble(
     absent: set[str],
     constants: dict[str, Any],
     warps: int,
+    options: dict[str, Any],
     sizes: dict[str, int] | None = None,
 ) -> dict[str, int]:
     """Compile `kernel` with the pointer arguments `absent` left out; 16-byte aligned rows, as in training.
@@ -64,19 +69,19 @@ def assemble(
                 signature[name], constexprs[(index,)] = "constexpr", 1
             elif sizes[name] % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
-        elif name in FLOATS:
-            signature[name] = "fp32"
-        elif name in ("T", "V") or re.fullmatch(r"(c|u|rc|ru|g|gu)_[nt]", name):
+        elif kernel.params[index].annotation_type or name in FLOATS:
+            signature[name] = kernel.params[index].annotation_type or "fp32"
+        elif name in ("T", "V") or re.fullmatch(r"(c|u|rc|ru|g|gu|uniform)_[nt]", name):
             signature[name] = "i32"
             if constants["EVEN"]:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = POINTERS[dtype] if name in WIDE else "*i64" if name in LONG else "*fp32"
+            pointer = "*i64" if name in LONG else NARROW.get(name, "*fp32")
+            signature[name] = POINTERS[dtype] if name in WIDE else pointer
             attributes[(index,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": warps, **COMPILE_OPTIONS}
     source = ASTSource(kernel, signature, constexprs, attributes)
     with redirect_stdout(io.StringIO()) as printed:
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, **options})
     log = printed.getvalue()
     stack, stores, loads = (int(x) for x in USAGE.search(log).groups())  # type: ignore[union-attr]
     registers = int(re.search(r"Used (\d+) registers", log).group(1))  # type: ignore[union-attr]
@@ -108,7 +113,7 @@ def row_case(kernel: Any, dtype: str, kl: str | None, guided: bool, vocabulary: 
     rows = (1 + (kl is not None)) * (1 + guided) + (kl == "exact")
     shape = launch_shape(vocabulary, ITEMSIZE[dtype], rows)
     constants = {"KL": KL_CODES[kl], "BLOCK": shape.block, "EVEN": vocabulary % shape.block == 0}
-    return assemble(kernel, dtype, absent, constants, shape.warps)
+    return assemble(kernel, dtype, absent, constants, shape.warps, COMPILE_OPTIONS)
 
 
 def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -> dict[str, int]:
@@ -124,7 +129,21 @@ def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -
         "BLOCK": shape.block,
         "EVEN": vocabulary % shape.block == 0,
     }
-    return assemble(one_pass_kernel, dtype, absent, constants, shape.warps)
+    return assemble(one_pass_kernel, dtype, absent, constants, shape.warps, COMPILE_OPTIONS)
+
+
+def sampling_case(dtype: str, guided: bool, top_k: bool, top_p: bool, full: bool, vocabulary: int) -> dict[str, int]:
+    """The sampling kernel; with a threshold or two it searches before it draws."""
+    shape = sampling_shape(vocabulary)
+    constants = {
+        "TOP_K": top_k,
+        "TOP_P": top_p,
+        "FULL": full,
+        "BLOCK": shape.block,
+        "EVEN": vocabulary % shape.block == 0,
+    }
+    absent = set() if guided else {"unconditional"}
+    return assemble(sampling_kernel, dtype, absent, constants, shape.warps, SAMPLING_OPTIONS)
 
 
 PLACES, MULTIPROCESSORS = 1000, 132
@@ -193,7 +212,7 @@ def step_case(kernel: Any, dtype: str, trunk: Trunk) -> dict[str, int]:
     absent: set[str] = set()
     if kernel is attention_kernel:
         absent = {"partial", "tops", "totals"} if launch.splits == 1 else {"out"}
-    return assemble(kernel, dtype, absent, constants, warps, trunk.sizes)
+    return assemble(kernel, dtype, absent, constants, warps, COMPILE_OPTIONS, trunk.sizes)
 
 
 def step_cases(which: str) -> dict[str, Any]:
@@ -236,6 +255,15 @@ def cases(which: str) -> dict[str, Any]:
     for kl, surrogate, dtype in objectives:
         name = f"one pass {dtype} kl={kl} surrogate={surrogate} V=16384"
         made[name] = partial(one_pass_case, dtype, kl, surrogate, 16_384)
+    draws = [("bf16", True, False, False, True, 16_384), ("bf16", True, True, True, True, 16_384)]
+    if which == "all":
+        flags = [(g, k, p, f) for g in (False, True) for k, p, f in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 0))]
+        draws = [
+            (d, g, bool(k), bool(p), bool(f), v) for d in ITEMSIZE for g, k, p, f in flags for v in (16_384, 100_015)
+        ]
+    for dtype, guided, top_k, top_p, full, vocabulary in draws:
+        name = f"sampling {dtype} guided={guided} top_k={top_k} top_p={top_p} V={vocabulary}"
+        made[name] = partial(sampling_case, dtype, guided, top_k, top_p, full, vocabulary)
     return made | step_cases(which)
 
 

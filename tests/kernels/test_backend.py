@@ -23,6 +23,7 @@ def test_torch_runs_anywhere_and_auto_needs_no_triton_on_a_cpu() -> None:
     decode = operations("torch", "cpu").decoding
     for field in fields(decode):
         assert getattr(decode, field.name) is getattr(decoding, field.name)
+    assert operations("torch", "cpu").sample_tokens is kernels.sample_tokens
 
 
 def test_a_forced_backend_that_cannot_run_raises_and_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,8 @@ def test_a_peer_with_another_gradient_or_an_error_is_reported_and_the_race_goes_
         peer("never", never),
         peer("late", late),
         Contestant("other upstream", lambda: -right, wanted=lambda: -right),
+        Contestant("other work", lambda: 3 * right, same_work=False),
+        Contestant("other work, done wrong", lambda: 3 * right, same_work=False, wanted=lambda: 2 * right),
     ]
     monkeypatch.setattr(contestants, "logits_contestants", lambda *_: field)
     results = _compare(Shape(4, 8), operations("torch", "cpu"), CPU, torch.float32, 2, 1.0, 1.0, False)
@@ -176,8 +178,10 @@ def test_a_peer_with_another_gradient_or_an_error_is_reported_and_the_race_goes_
         "never": "failed: KeyError: 'an option that is gone'",
         "late": "failed: ValueError: out of memory, say",
         "other upstream": "measured",
+        "other work": "measured",
+        "other work, done wrong": "failed: another gradient",
     }
-    assert len(results) == 12
+    assert len(results) == 16
 
 
 def test_a_graph_that_cannot_be_captured_leaves_all_ungraphed(monkeypatch: pytest.MonkeyPatch) -> None:

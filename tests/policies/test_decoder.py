@@ -10,7 +10,6 @@ from torch import Tensor
 
 from src.policies.base import Decoder, Policy
 from src.policies.janus import JanusDecoder, JanusPolicy
-from src.policies.llama import LlamaTrunk
 from src.values import IMAGE, PLAN, TokenContext
 from tests.policies.oracle import level_logps
 from tests.policies.tiny import tiny_policy
@@ -109,23 +108,6 @@ def test_evaluate_equals_start_and_advance(kind: str, level: str) -> None:
             stepwise = stepwise_logps(decoder, level, context, ids)
         assert at_once.shape[1] == length
         torch.testing.assert_close(at_once, stepwise, atol=2e-5, rtol=0)
-
-
-def test_equal_rows_are_read_once_and_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_policy()
-    decoder = policy.decoder()
-    prompts = [PROMPTS[i] for i in (0, 1, 0, 0, 1)]
-    context, ids = policy.plan_context(prompts), some_ids(PLAN, 5, 6)
-    rows_read: list[int] = []
-    original = LlamaTrunk._run
-    monkeypatch.setattr(
-        LlamaTrunk, "_run", lambda self, x, *rest: rows_read.append(x.shape[0]) or original(self, x, *rest)
-    )
-    with torch.no_grad():
-        stepwise = stepwise_logps(decoder, PLAN, context, ids)
-    assert rows_read[0] == 2, "two different prompts, two rows in the prefix"
-    assert set(rows_read[1:]) == {5}
-    torch.testing.assert_close(stepwise, level_logps(policy.janus, PLAN, context, ids), atol=1e-4, rtol=0)
 
 
 def test_rows_of_equal_tokens_but_different_masks_are_not_confused() -> None:

@@ -192,6 +192,13 @@ def test_lower_precision_stays_near(tiny: Tiny, dtype: str) -> None:
     torch.testing.assert_close(coarse, exact, rtol=0, atol=0.1)
 
 
+def test_a_broken_network_is_told_from_an_absent_object(tmp_path: Path) -> None:
+    detector = Detector(**write(tmp_path))
+    detector.model.model.level_embed.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"the network gives NaN in torch\.float32; set dtype=float32, or check"):
+        detector.score(images(1), [CHAIR])
+
+
 def test_details_say_what_was_scored(tiny: Tiny) -> None:
     records = [
         PromptRecord("p", "spatial", ("cat", "dog"), spatial=LEFT),
@@ -314,7 +321,7 @@ def test_every_released_prompt_can_score_in_full(tiny: Tiny) -> None:
 
 @pytest.mark.skipif("T2I_R1_PROMPTS" not in os.environ, reason="T2I_R1_PROMPTS does not name the released training set")
 def test_the_released_code_caps_these_prompts(tiny: Tiny) -> None:
-    """METHOD: 364 of 2,195 spatial prompts say "above"; "on top of" stands in complex ones only."""
+    """364 of 2,195 spatial prompts say "above"; "on top of" stands in complex ones only."""
     detector = tiny(faithful=True)
     spatial = [record for record in released() if record.task_type == "spatial"]
     capped = [record for record in spatial if detector.score_of(record, everything_found(record)) < 0.5]

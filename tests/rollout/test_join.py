@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from src.rollout.join import join, join_levels, select
+from src.rollout.join import join, select
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import RolloutKey
+from src.rollout.rows import join_levels
 from src.values import IMAGE, PLAN, Sampling, TokenLevel
 from tests.policies.tiny import tiny_policy
 from tests.policies.toy import ToyPolicy

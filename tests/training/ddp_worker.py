@@ -1,4 +1,4 @@
-"""One process of a two-process run: ``python ddp_worker.py OUT WORLD``; writes what it saw to OUT/<rank>.pt."""
+"""One process of a run: ``python ddp_worker.py OUT WORLD KIND``; writes what it saw to OUT/<KIND>-<WORLD>-<rank>.pt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 import src  # noqa: F401 (before the packages it mends)
 from src.data.module import PromptDataModule
 from src.training.loop import GroupedRolloutLoop
+from src.training.module import BiCoTModule
 from src.values import PLAN, PromptBatch
+from tests.policies.tiny import tiny_policy
+from tests.training.experts import Red
 from tests.training.lightning_pieces import toy_module
 
 
@@ -39,8 +42,18 @@ class Recorder(L.Callback):
         self.figures.append({k: v for k, v in pl_module.step_metrics.items() if not k.startswith("seconds")})
 
 
-def main(out: Path, world: int) -> None:
-    module = toy_module(max_steps=3, lr=1e-3, microbatch=5, grad_clip=1e9)
+def module_of(kind: str) -> BiCoTModule:
+    """toy; split: one level a backward, which has no gradient for the other's parameters; janus: all of a Janus."""
+    settings: dict[str, Any] = {"max_steps": 3, "lr": 1e-3, "microbatch": 5, "grad_clip": 1e9}
+    if kind == "janus":
+        policy = tiny_policy(lora=None)
+        policy.checkpoint_activations()
+        return toy_module(policy=policy, expert=Red(), split_levels=True, **settings)
+    return toy_module(split_levels=kind == "split", **settings)
+
+
+def main(out: Path, world: int, kind: str) -> None:
+    module = module_of(kind)
     recorder = Recorder()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -58,8 +71,10 @@ def main(out: Path, world: int) -> None:
     GroupedRolloutLoop.install(trainer)
     trainer.fit(module, datamodule=PromptDataModule(out / "prompts", prompts_per_step=4))
     weights = {name: value.clone() for name, value in module.policy.state_dict().items()}
-    torch.save((recorder.ids, recorder.gradients, weights, recorder.figures), out / f"{world}-{trainer.global_rank}.pt")
+    torch.save(
+        (recorder.ids, recorder.gradients, weights, recorder.figures), out / f"{kind}-{world}-{trainer.global_rank}.pt"
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -54,11 +54,16 @@ def update_settings(*, guided: bool = True, beta: float = BETA, clip: float = 0.
 
 
 def updated(
-    policy: Any, experience: Experience, settings: UpdateSettings, size: int | None = None, algorithm: str = "grpo"
+    policy: Any,
+    experience: Experience,
+    settings: UpdateSettings,
+    size: int | None = None,
+    algorithm: str = "grpo",
+    split_levels: bool = False,
 ) -> tuple[float, dict[str, Tensor], Metrics, Experience]:
     """The loss, gradients by parameter, metrics and the experience after one accumulation over all parts."""
     variant = algorithms.load(algorithm)
-    parts = list(microbatches(experience, size, variant, LONGEST, lambda local: local, 1))
+    parts = list(microbatches(experience, size, variant, LONGEST, lambda local: local, 1, split_levels=split_levels))
     losses: list[float] = []
     policy.zero_grad(set_to_none=True)
 

@@ -173,6 +173,7 @@ def test_metrics_do_not_depend_on_microbatches(tmp_path: Path) -> None:
     whole, parts = toy_module(max_steps=1), toy_module(max_steps=1, microbatch=5)
     fit(whole, tmp_path)
     fit(parts, tmp_path)
+    assert (whole.step_metrics.pop("microbatch"), parts.step_metrics.pop("microbatch")) == (12, 5)
     timeless = {n: v for n, v in whole.step_metrics.items() if not n.startswith("seconds")}
     assert {PLAN + "/kl", IMAGE + "/kl", "reward", "groups_without_signal"} <= set(timeless)
     for name, value in timeless.items():

@@ -25,7 +25,7 @@ def test_one_pass_and_autograd_agree_on_both_updates(monkeypatch: pytest.MonkeyP
         used.append(name)
         return ours.one_pass_head(*arguments, **options)
 
-    fused = replace(ours, one_pass_head=counted, prefers_one_pass=True)
+    fused = replace(ours, name=backend, one_pass_head=counted, prefers_one_pass=True)
     policy = ToyPolicy()
     experience = pieces.collected(policy, algorithm=name).experience
     # For the second update: old log-probs from which the ratio has moved.

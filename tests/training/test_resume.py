@@ -287,6 +287,17 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(
     assert (run / "config.yaml").read_bytes() == before
 
 
+def test_a_resume_may_cut_its_steps_otherwise(world: Path, tmp_path: Path) -> None:
+    """What keeps a step within memory is no part of what the run is: one that ran out of it goes on."""
+    run = tmp_path / "run"
+    assert train(world, run, trainer__max_steps=1) == 0
+    smaller = {"optim__microbatch": 2, "optim__split_levels": "true", "optim__activation_checkpointing": "true"}
+    assert train(world, run, trainer__max_steps=2, resume="auto", **smaller) == 0
+    assert [row["microbatch"] for row in metrics_rows(run)[1:]] == ["4.0", "2.0"]
+    assert summary(run)["microbatch"] == 2
+    assert summary(run)["memory_estimate"]["total"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",

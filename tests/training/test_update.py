@@ -118,7 +118,10 @@ def test_microbatches_are_the_rollouts_in_order_with_one_normaliser(size: int | 
     tokens = sum(int(level.mask.sum()) for level in experience.levels.values())
     assert {part.normaliser for part in parts} == {tokens}
     for name, level in experience.levels.items():
-        assert torch.equal(torch.cat([part.levels[name].ids for part in parts]), level.ids)
+        cut = [part.levels[name] for part in parts]
+        rows = [pair for part in cut for pair in zip(part.ids, part.mask, strict=True)]
+        for (row, counted), ids, mask in zip(rows, level.ids, level.mask, strict=True):
+            assert torch.equal(row[counted], ids[mask])
         assert torch.equal(torch.cat([part.advantages[name] for part in parts]), experience.advantages[name])
 
 
@@ -142,6 +145,19 @@ def test_the_first_ratio_is_one(kind: dict[str, Any], guided: bool) -> None:
         kept = level.rollout_logp if guided or name == PLAN else level.conditional_logp
         ratio = (level.old_logp - kept).exp()[level.mask]  # type: ignore[operator]
         assert (ratio - 1).abs().max() < 1e-4
+        assert metrics[name]["mismatch_max"] < 1e-4
+        assert shown(metrics)[f"{name}/ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "conditional"])
+def test_truncated_rollouts_keep_the_log_probs_training_computes(guided: bool) -> None:
+    """Drawn from a few tokens, scored over the whole vocabulary: no mismatch, and a first ratio of 1."""
+    policy = tiny_policy()
+    truncated = replace(ROLLOUT, plan=replace(ROLLOUT.plan, top_k=2), image=replace(ROLLOUT.image, top_p=0.5))
+    experience = collected(policy, guided=guided, rollout=truncated).experience
+    _, _, metrics, after = updated(policy, experience, update_settings(guided=guided))
+    for name, level in after.levels.items():
+        assert not torch.equal(level.ids, collected(policy, guided=guided).experience.levels[name].ids)
         assert metrics[name]["mismatch_max"] < 1e-4
         assert shown(metrics)[f"{name}/ratio"] == pytest.approx(1.0, abs=1e-6)
 

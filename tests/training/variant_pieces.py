@@ -73,10 +73,12 @@ def stepped(
     algorithm: str = "grpo",
     size: int | None = 5,
     bonus: dict[str, float] | None = None,
+    split_levels: bool = False,
 ) -> tuple[float, dict[str, Tensor], Metrics, Experience]:
     """Loss, gradients, metrics and the experience afterwards, accumulated over microbatches of `size`."""
     variant = algorithms.load(algorithm)
-    parts = list(microbatches(experience, size, variant, LONGEST, lambda local: local, 1, settings.level_shares, bonus))
+    shares, world = settings.level_shares, lambda local: local
+    parts = list(microbatches(experience, size, variant, LONGEST, world, 1, shares, bonus, split_levels))
     losses: list[float] = []
     policy.zero_grad(set_to_none=True)
 

@@ -129,6 +129,7 @@ class RunReport(Callback):
             "finished": after is not None and self.stop.code is None,
             "interrupted_by_signal": None if self.stop.code is None else self.stop.code - 128,
             "steps": steps,
+            "microbatch": trainer.lightning_module.microbatch,
             "seconds_total": round(self._total_seconds(), 2),
             "seconds_training": round(self.seconds_training, 2),
             "seconds_per_step": round(self.seconds_training / max(1, steps), 4),

@@ -1,0 +1,326 @@
+"""How much memory a run needs, by formula: weights, optimiser, and the largest of a step's phases.
+
+Letters as in `src.values`; H hidden, I intermediate, A = heads x head_dim, S = C + T - 1 places of a training
+row, e bytes of an activation. docs/MEMORY.md has the derivation, the numbers and how far they were checked.
+All functions are pure; sizes are bytes unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from src.policies.sizes import ModelSizes
+from src.values import IMAGE, PLAN
+
+GIB = 2**30
+FLOAT = 4
+# What the driver, the matrix libraries and the allocator take besides tensors, and the share lost to fragments.
+RESERVED = GIB
+USABLE = 0.95
+# Chunks of logits that the fused head holds at a time, policy and reference (kernels/README.md).
+FUSED_HEAD = 2 * 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step of this process computes.
+
+    rollouts N; contexts: the longest context of each level; plan_tokens: the longest plan. guided: the image level
+    is sampled with an unconditional branch; guided_logp: it is trained on those log-probs. reference: the
+    reference is run. exact_kl: its whole rows are kept. evaluation_rows: pictures decoded at once in evaluations.
+    mixed: float32 weights with bf16 products. fused_head: logits exist in chunks only. mask_per_layer: attention
+    keeps a copy of the mask in every layer (on a GPU). processes: how many share the gradients. expert_bytes:
+    weights of the reward experts on the same device.
+    """
+
+    rollouts: int
+    group_size: int
+    contexts: Mapping[str, int]
+    plan_tokens: int
+    guided: bool
+    guided_logp: bool
+    reference: bool
+    exact_kl: bool
+    evaluation_rows: int
+    mixed: bool
+    fused_head: bool
+    mask_per_layer: bool
+    processes: int = 1
+    expert_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCut:
+    """How a step is cut into backward passes: rollouts each (None: all), one level each, layers computed again."""
+
+    microbatch: int | None = None
+    split_levels: bool = False
+    activation_checkpointing: bool = False
+
+    def score_rows(self, group_size: int) -> int | None:
+        """Rollouts at a time of a pass without a graph: whole groups share the prefix of their plans."""
+        return None if self.microbatch is None else max(self.microbatch, group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by part. weights, optimiser and experts are there all the time; of `phases` one at a time."""
+
+    weights: int
+    optimiser: int
+    experts: int
+    phases: Mapping[str, int]
+
+    @property
+    def constant(self) -> int:
+        """What no cut of a step makes smaller: counted, not modelled."""
+        return self.weights + self.optimiser + self.experts
+
+    @property
+    def largest(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    def needs(self, *phases: str) -> int:
+        """Bytes of the constant parts and the largest of `phases`; of all phases where none is named."""
+        return self.constant + max(self.phases[name] for name in phases or self.phases)
+
+    def fits(self, card: int, *phases: str) -> bool:
+        """Whether a device of `card` bytes holds what the phases need, the reserve included."""
+        return self.needs(*phases) + RESERVED <= USABLE * card
+
+    def described(self, card: int | None = None) -> str:
+        """One line for the person who starts the run."""
+        phases = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.phases.items())
+        experts = f", experts {self.experts / GIB:.1f}" if self.experts else ""
+        has = "" if card is None else f", the card has {card / GIB:.1f}"
+        return (
+            f"memory: needs ~{self.needs() / GIB:.1f} GiB (weights {self.weights / GIB:.1f}, optimiser"
+            f" {self.optimiser / GIB:.1f}{experts}, and the largest of: {phases}){has}"
+        )
+
+
+def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimate:
+    """What a run needs at most.
+
+    weights: parameters, buffers, the frozen copy. optimiser: AdamW's two moments, and DDP's buckets.
+    """
+    buckets = sizes.trained_bytes if shape.processes > 1 else 0
+    return MemoryEstimate(
+        weights=sizes.weight_bytes + sizes.reference_bytes,
+        optimiser=2 * sizes.trained_bytes + buckets,
+        experts=shape.expert_bytes,
+        phases={
+            "rollout": rollout_bytes(sizes, shape, shape.rollouts),
+            "evaluation": rollout_bytes(sizes, shape, shape.evaluation_rows),
+            "reference": reference_bytes(sizes, shape, cut) if shape.reference else 0,
+            "update": update_bytes(sizes, shape, cut),
+        },
+    )
+
+
+def choose_cut(
+    sizes: ModelSizes,
+    shape: StepShape,
+    microbatch: int | None,
+    split_levels: bool | None,
+    activation_checkpointing: bool | None,
+    card: int | None,
+) -> StepCut:
+    """The cut of a step for a device of `card` bytes; what is given is kept, None is chosen.
+
+    The step as a whole where that fits; else with activations computed again, one level at a time; else with half
+    of the rollouts a backward pass, and half of those, as long as that makes it less. Without a card (a CPU) nothing
+    is cut that was not asked for.
+    """
+    choices = (
+        (False, True) if activation_checkpointing is None and card is not None else (bool(activation_checkpointing),)
+    )
+    cut = StepCut()
+    for again in choices:
+        cut = StepCut(microbatch, again if split_levels is None else split_levels, again)
+        if card is None or estimate(sizes, shape, cut).fits(card, "reference", "update"):
+            return cut
+    if microbatch is not None or card is None:
+        return cut
+    halves = [shape.rollouts]
+    while halves[-1] > 1:
+        halves.append((halves[-1] + 1) // 2)
+    needs = {rows: estimate(sizes, shape, replace(cut, microbatch=rows)) for rows in halves}
+    least = min(needed.needs("reference", "update") for needed in needs.values())
+    rows = next(
+        rows
+        for rows, needed in needs.items()
+        if needed.fits(card, "reference", "update") or needed.needs("reference", "update") == least
+    )
+    return replace(cut, microbatch=rows)
+
+
+def cache_bytes(sizes: ModelSizes, rows: int, places: int) -> int:
+    """Keys and values of `rows` rows of up to `places` tokens."""
+    return 2 * sizes.layers * rows * places * sizes.kv_heads * sizes.head_dim * sizes.element
+
+
+def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
+    """Both levels sampled for `rows` rollouts at once, then painted; the larger moment of the two.
+
+    Sampling: the decoding form of the weights, the cache of the image level (both branches of guidance) and that of
+    the prefill, logits in float32 with their sums in float64, and the features of the guidance branch.
+    """
+    branches = 2 if shape.guided else 1
+    levels = []
+    for level, tokens in ((PLAN, shape.plan_tokens), (IMAGE, sizes.image_tokens)):
+        both = branches if level == IMAGE else 1
+        context = shape.contexts[level]
+        cache = cache_bytes(sizes, both * rows, context + tokens)
+        prefill = cache_bytes(sizes, rows, context) + inference_bytes(sizes, rows * context)
+        # Conditional, unconditional and mixed logits, log-probs and probs in float32, the running sum in float64.
+        drawing = rows * sizes.vocabularies[level] * (5 * FLOAT + 8)
+        kept = rows * tokens * sizes.features[level] * sizes.element if both == 2 else 0
+        levels.append(cache + max(prefill, drawing) + kept)
+    return max(decoder_bytes(sizes) + max(levels), painting_bytes(sizes, rows))
+
+
+def decoder_bytes(sizes: ModelSizes) -> int:
+    """The decoding form of the weights: a table of image embeddings, and the fused projections where merged."""
+    table = sizes.vocabularies[IMAGE] * sizes.hidden
+    return (table + (sizes.projections if sizes.merged else 0)) * sizes.element
+
+
+def inference_bytes(sizes: ModelSizes, tokens: int) -> int:
+    """Activations of one layer without a graph, at its fullest moment: inside the MLP, or at the attention."""
+    width = sizes.heads * sizes.head_dim
+    mlp = 2 * sizes.hidden + 4 * sizes.intermediate
+    attention = 2 * sizes.hidden + 5 * width
+    return tokens * max(mlp, attention) * sizes.element
+
+
+def painting_bytes(sizes: ModelSizes, rows: int) -> int:
+    """Decoding `rows` pictures: three maps of the last stage of the decoder, and the pixels in float32 twice."""
+    pixels = rows * sizes.picture_side**2
+    return pixels * (3 * sizes.picture_channels * sizes.element + 2 * 3 * FLOAT)
+
+
+def head_bytes(sizes: ModelSizes, shape: StepShape, rows: int, level: str, graph: bool) -> int:
+    """Statistics of a level's tokens from its features.
+
+    Fused, the logits exist in chunks. Otherwise a token's row is there as logits, scaled logits and log-probs; with a
+    graph once more in float32, for the entropy and then for the gradient.
+    """
+    tokens = rows * _tokens(sizes, shape, level)
+    features = tokens * sizes.features[level] * FLOAT * (3 if graph else 2)
+    if graph and level == PLAN and not sizes.lora:
+        features += sizes.vocabularies[PLAN] * sizes.features[PLAN] * FLOAT  # the gradient of lm_head
+    if shape.fused_head:
+        return features + FUSED_HEAD
+    rows_alive = _activation(sizes, shape) + (3 if graph else 2) * FLOAT
+    return features + tokens * sizes.vocabularies[level] * rows_alive
+
+
+def reference_bytes(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> int:
+    """Scoring rollouts under the reference, as many at a time as :meth:`StepCut.score_rows` says."""
+    rows = min(cut.score_rows(shape.group_size) or shape.rollouts, shape.rollouts)
+    needed = []
+    for level in (PLAN, IMAGE):
+        context, tokens = shape.contexts[level], _tokens(sizes, shape, level)
+        cache = cache_bytes(sizes, rows, 2 * context + tokens)
+        mask = rows * tokens * (context + tokens) * (1 + sizes.element)
+        computing = max(inference_bytes(sizes, rows * tokens) + mask, head_bytes(sizes, shape, rows, level, False))
+        needed.append(cache + computing)
+    # The policy's own decoding form still exists beside the reference's.
+    return 2 * decoder_bytes(sizes) + max(needed) + _kept_bytes(sizes, shape)
+
+
+def update_bytes(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> int:
+    """Gradients with the activations of a microbatch, or with what AdamW needs in between, whichever is more."""
+    rows = min(cut.microbatch or shape.rollouts, shape.rollouts)
+    levels = [
+        activation_bytes(sizes, shape, rows, level, cut.activation_checkpointing)
+        + head_bytes(sizes, shape, rows, level, True)
+        for level in (PLAN, IMAGE)
+    ]
+    # Autocast keeps the bf16 copies of the weights as long as the forward pass lasts, and the graph thereafter.
+    casts = sizes.projections * 2 if shape.mixed else 0
+    passes = (max if cut.split_levels else sum)(levels) + casts
+    embeddings = embedding_bytes(sizes) * (1 if cut.split_levels else 3)  # of both levels: two, and their sum
+    kept = _kept_bytes(sizes, shape)
+    return sizes.trained_bytes + max(passes + kept, embeddings + kept, sizes.trained_bytes)
+
+
+def embedding_bytes(sizes: ModelSizes) -> int:
+    """The gradient of the token embeddings, made whole at the end of a backward pass, before it is added up."""
+    return 0 if sizes.lora else sizes.vocabularies[PLAN] * sizes.hidden * sizes.trained_element
+
+
+def _kept_bytes(sizes: ModelSizes, shape: StepShape) -> int:
+    """What an experience keeps of all its rollouts: the guidance branch's features, the reference's for an exact KL."""
+    branch = shape.guided and shape.guided_logp
+    image = shape.rollouts * sizes.image_tokens * sizes.features[IMAGE] * sizes.element
+    plan = shape.rollouts * shape.plan_tokens * sizes.features[PLAN] * sizes.element
+    exact = (plan + image * (2 if branch else 1)) if shape.exact_kl else 0
+    return (image if shape.guided else 0) + exact
+
+
+def activation_bytes(sizes: ModelSizes, shape: StepShape, rows: int, level: str, checkpointing: bool) -> int:
+    """What the trunk keeps of `rows` rows for the backward pass, and needs on top at its fullest moment.
+
+    Without checkpointing every layer keeps :func:`layer_bytes`; with it the layer's input, and one layer at a time
+    is computed again.
+    """
+    places = shape.contexts[level] + _tokens(sizes, shape, level) - 1
+    tokens, e = rows * places, _activation(sizes, shape)
+    layer = tokens * layer_bytes(sizes, shape)
+    if shape.mask_per_layer:
+        layer += rows * places * places * e
+    stream = tokens * sizes.hidden * _stream(sizes)
+    # Around the layers: embeddings, angles, the last norm, the image head's inner layer.
+    ends = 4 * stream + 2 * tokens * sizes.head_dim * e + rows * places * places
+    # Inside a layer's backward pass: gradients of the MLP's product along both paths, and of the stream.
+    working = tokens * (sizes.intermediate * (e + (FLOAT if sizes.lora else e)) + 2 * sizes.hidden * _stream(sizes))
+    return ends + working + (sizes.layers * stream + layer if checkpointing else sizes.layers * layer)
+
+
+def layer_bytes(sizes: ModelSizes, shape: StepShape) -> int:
+    """What one layer keeps of one token for the backward pass (transformers' Llama layer, PEFT's LoRA).
+
+    | kept by | bytes |
+    | --- | --- |
+    | two norms | 2 (4 H + 4); trained also the normed input, 2 H s, s of the residual stream |
+    | attention | query, key, value, output: 4 A e; the log-sum-exp: 4 heads |
+    | gate, activation, up | 3 I e |
+    | LoRA on a projection | its input in the adapter's dtype, shared only where nothing is cast; the rank |
+    | trained projections | their input, shared only where nothing is cast; the attention's output is there already |
+    """
+    e, hidden, width = _activation(sizes, shape), sizes.hidden, sizes.heads * sizes.head_dim
+    norms = 2 * (FLOAT * hidden + FLOAT)
+    attention = 4 * width * e + FLOAT * sizes.heads
+    mlp = 3 * sizes.intermediate * e
+    if not sizes.lora:
+        cast = _stream(sizes) != e
+        norms += 2 * hidden * _stream(sizes)
+        inputs = (5 if cast else 2) * hidden * e + sizes.intermediate * e
+        return norms + attention + mlp + inputs
+    a = sizes.trained_element
+    cast = a != e
+    inputs = 0
+    for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        copies = sum(name in sizes.lora for name in group)
+        inputs += (copies if cast else min(copies, 1)) * hidden * a
+    inputs += width * a if cast and "o_proj" in sizes.lora else 0
+    inputs += sizes.intermediate * a if "down_proj" in sizes.lora else 0
+    return norms + attention + mlp + inputs + sum(sizes.lora.values()) * a
+
+
+def _tokens(sizes: ModelSizes, shape: StepShape, level: str) -> int:
+    return shape.plan_tokens if level == PLAN else sizes.image_tokens
+
+
+def _activation(sizes: ModelSizes, shape: StepShape) -> int:
+    """Bytes of what a matrix product gives."""
+    return 2 if shape.mixed else sizes.element
+
+
+def _stream(sizes: ModelSizes) -> int:
+    """Bytes of an element of the residual stream: that of the embeddings."""
+    return sizes.element

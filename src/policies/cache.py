@@ -1,0 +1,128 @@
+"""Keys and values of rollouts: allocated once, reused over rollouts and training steps, at fixed addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Caches are asked for in multiples of this many places, so that contexts of other lengths find the same shape.
+PLACES_STEP = 64
+# Of the free memory, what a cache may take: it stays allocated through the update, which needs the rest.
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one row and place of a cache holds."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def elements(self, rows: int, places: int) -> int:
+        """Of the keys, and as many of the values."""
+        return self.layers * rows * self.heads * places * self.head_dim
+
+    def bytes(self, rows: int, places: int) -> int:
+        """Keys and values of `rows` rows with `places` places."""
+        return 2 * self.elements(rows, places) * self.dtype.itemsize
+
+
+@dataclass(slots=True)
+class DecodeState:
+    """Where a decode stands: N rows of one level, contexts padded on the left, all filled up to one place.
+
+    keys, values (L, N, H, S, D); first (N,) int64, each row's first real place; length (1,) int64, how many places
+    are filled, on the device. reach: how many places attention looks at, kept on the host, never below `length`;
+    None: all S, where what is not filled has to be zero. turn: which use of the cache this is.
+    """
+
+    level: str
+    keys: Tensor
+    values: Tensor
+    first: Tensor
+    length: Tensor
+    reach: int | None
+    turn: int
+
+
+class CacheMemory:
+    """One stretch of memory that every decode of a policy uses in turn; grown when more is asked for.
+
+    turn counts its uses; moves, how often addresses given out earlier became invalid.
+    """
+
+    def __init__(self) -> None:
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        self._small: dict[int, tuple[Tensor, Tensor]] = {}
+        self._places: dict[str, int] = {}
+        self._budget: int | None = None
+        self.turn = 0
+        self.moves = 0
+
+    def open(self, level: str, shape: CacheShape, rows: int, places: int) -> DecodeState:
+        """An empty state of `rows` rows with room for `places` tokens at least; every earlier state is void.
+
+        A level never gets fewer places than before, and for equal rows and places the same addresses.
+        """
+        places = max(-(-places // PLACES_STEP) * PLACES_STEP, self._places.get(level, 0))
+        self._places[level] = places
+        keys, values = self._memory(shape, shape.elements(rows, places))
+        if rows not in self._small:
+            options = {"dtype": torch.int64, "device": shape.device}
+            self._small[rows] = (torch.zeros(rows, **options), torch.zeros(1, **options))  # type: ignore[arg-type]
+        first, length = self._small[rows]
+        form = (shape.layers, rows, shape.heads, places, shape.head_dim)
+        self.turn += 1
+        return DecodeState(level, keys.view(form), values.view(form), first, length, None, self.turn)
+
+    def _memory(self, shape: CacheShape, elements: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._keys, self._values
+        fits = keys is not None and keys.dtype == shape.dtype and keys.device == shape.device
+        if keys is None or values is None or not fits or len(keys) < elements:
+            self._forget()
+            del keys, values
+            keys = torch.empty(elements, dtype=shape.dtype, device=shape.device)
+            values = torch.empty_like(keys)
+            self._keys, self._values = keys, values
+        return keys[:elements], values[:elements]
+
+    def release(self) -> None:
+        """Give the memory back; the next `open` allocates anew, and what fits is measured anew."""
+        self._forget()
+        self._budget = None
+        self._places.clear()
+
+    def _forget(self) -> None:
+        self.moves += 1
+        self._keys = self._values = None
+        self._small.clear()
+
+    @property
+    def bytes(self) -> int:
+        """What is held now."""
+        return 0 if self._keys is None else 2 * self._keys.numel() * self._keys.dtype.itemsize
+
+    def rows_that_fit(self, shape: CacheShape, places: int) -> int | None:
+        """How many rows of `places` places the device's memory has room for, at least 1; None on a CPU: no limit known.
+
+        Measured once, so that every step splits its rollouts alike: a share of the memory nobody uses.
+        """
+        if shape.device.type != "cuda":
+            return None
+        if self._budget is None:
+            free, _ = torch.cuda.mem_get_info(shape.device)
+            cached = torch.cuda.memory_reserved(shape.device) - torch.cuda.memory_allocated(shape.device)
+            self._budget = int(SHARE_OF_FREE_MEMORY * (free + cached + self.bytes))
+        return rows_within(self._budget, shape, places)
+
+
+def rows_within(budget: int, shape: CacheShape, places: int) -> int:
+    """How many rows of `places` places `budget` bytes hold, at least 1."""
+    rounded = -(-places // PLACES_STEP) * PLACES_STEP
+    return max(1, budget // shape.bytes(1, rounded))
