@@ -31,7 +31,9 @@ from src.training.checkpoint_io import SoundCheckpointIO
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware
+from src.training.rank_watch import RankWatch
 from src.training.run_folder import RunFolder, write_text
+from src.training.watchdog import Watchdog
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class Session:
     report: RunReport
     stop: GracefulStop
     loop: GroupedRolloutLoop
+    watchdog: Watchdog
+    rank_watch: RankWatch
 
     @property
     def is_global_zero(self) -> bool:
@@ -67,6 +71,8 @@ class Session:
         facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None)
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
+        rank_watch = RankWatch(config.watchdog.rank_seconds, folder.what_is_left)
+        callbacks.insert(0, rank_watch)
         trainer = _trainer(config, folder, callbacks, loggers, SoundCheckpointIO(checkpoint))
         prompts, ranks = config.rollout.prompts_per_step, trainer.world_size
         if prompts % ranks:
@@ -80,11 +86,12 @@ class Session:
             refuse_other_weights(checkpoint, module.trained_state())
         write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
-        return cls(trainer, module, data, report, stop, loop)
+        watchdog = Watchdog(config.watchdog.seconds, folder.what_is_left)
+        return cls(trainer, module, data, report, stop, loop, watchdog, rank_watch)
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
-        with self.stop.handlers_kept():
+        with self.stop.handlers_kept(), self.watchdog, self.rank_watch.leaving_together():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
 
@@ -127,7 +134,9 @@ def _callbacks(
     return callbacks, report
 
 
-def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], io: SoundCheckpointIO) -> L.Trainer:
+def _trainer(
+    config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], io: SoundCheckpointIO
+) -> L.Trainer:
     settings = config.trainer
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
     try:
@@ -137,7 +146,13 @@ def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback],
 
 
 def _made_trainer(
-    config: DictConfig, settings: Any, full: bool, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], io: SoundCheckpointIO
+    config: DictConfig,
+    settings: Any,
+    full: bool,
+    folder: RunFolder,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    io: SoundCheckpointIO,
 ) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,

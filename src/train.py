@@ -27,8 +27,8 @@ STAMP = "BICOT_RUN_STAMP"
 def train(config: DictConfig) -> int:
     """One training run; returns the exit code.
 
-    0 done, 1 stopped by a reward or loss that is no number or by want of memory, 130 / 143 interrupted with
-    everything saved.
+    0 done; 1 stopped by a fault that the message names (a reward or loss that is no number, want of memory, a full
+    disk, a rank that died); 130 / 143 interrupted with everything saved. The watchdog ends the process with 124.
     """
     from src.resume import locate
     from src.rewards.base import RewardError
@@ -36,6 +36,8 @@ def train(config: DictConfig) -> int:
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
     from src.training.out_of_memory import DoesNotFit
+    from src.training.rank_watch import RankLost
+    from src.training.sound_files import CannotSave, DamagedFile
 
     folder, checkpoint = locate(config, run_stamp(), job_suffix())
     summary = folder.read_summary()
@@ -43,21 +45,16 @@ def train(config: DictConfig) -> int:
         print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
         print(closing_lines(summary, folder))
         return 0
-    with made_or_undone(folder.path):
-        session = Session.build(config, folder, STARTED, checkpoint)
-    print(f"run folder: {folder.path}", flush=True)
     try:
+        with made_or_undone(folder.path):
+            session = Session.build(config, folder, STARTED, checkpoint)
+        print(f"run folder: {folder.path}", flush=True)
         session.fit(checkpoint)
     except StopRequested as stop:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
-    except (NonFiniteError, RewardError, DoesNotFit) as error:
-        kept = (
-            f"the last good checkpoint is {folder.last_checkpoint}"
-            if folder.last_checkpoint.is_file()
-            else ("no checkpoint was written yet")
-        )
-        print(f"error: {error}; {kept}", file=sys.stderr)
+    except (NonFiniteError, RewardError, DoesNotFit, CannotSave, DamagedFile, RankLost) as error:
+        print(f"error: {error}; {folder.what_is_left()}", file=sys.stderr)
         return EXIT_FAILED
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
@@ -136,7 +133,7 @@ COMMAND = cli.Command(
         "algorithm.beta algorithm.kl algorithm.logp=guided|conditional algorithm.updates_per_rollout",
         "optim.lr optim.warmup_steps optim.schedule optim.grad_clip optim.microbatch",
         "trainer.max_steps trainer.devices trainer.precision   kernels=auto|triton|torch",
-        "resume=auto|PATH                      go on from a checkpoint",
+        "resume=auto|PATH                      go on from a checkpoint; resume.allow_changes=true with other settings",
     ),
     sweeps=True,
 )

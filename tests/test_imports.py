@@ -16,18 +16,28 @@ from tests.conftest import ROOT
 REWARDS = ("src.rewards.base", "src.rewards.ensemble")
 ROOMS: dict[str, tuple[str, ...]] = {
     "values": (),
+    "phases": (),
     "compat": (),
     "hub": (),
     "config": ("src.values",),
     "config_checks": ("src.config",),
     "algorithms": ("src.values", "kernels"),
     "policies": ("src.values", "src.hub", "kernels"),
-    "rewards": ("src.values", "src.hub"),
+    "rewards": ("src.values", "src.phases", "src.hub"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),
-    "rollout": ("src.values", "src.policies.base", "kernels"),
+    "rollout": ("src.values", "src.phases", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
-    "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
+    "training": (
+        "src.values",
+        "src.phases",
+        "src.config",
+        "src.algorithms",
+        "src.rollout",
+        "src.policies.base",
+        *REWARDS,
+        "kernels",
+    ),
 }
 # Single modules that may do more than their room.
 EXTRA: dict[str, tuple[str, ...]] = {

@@ -13,6 +13,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from src.phases import phase
 from src.rewards.base import RewardError, RewardExpert, applicable_rows, split_scores
 from src.rewards.combine import COMBINE
 from src.values import PromptRecord, RewardReport
@@ -103,7 +104,8 @@ class RewardEnsemble:
         try:
             rows = applicable_rows(expert, records)
             chosen = [records[row] for row in rows]
-            result = expert.score(pixels[rows].to(expert.device), chosen) if rows else torch.zeros(0)
+            with phase(f"scoring (expert {name!r}, first prompt {records[0].prompt!r})"):
+                result = expert.score(pixels[rows].to(expert.device), chosen) if rows else torch.zeros(0)
         except Exception as error:
             raise RewardError(name, f"{type(error).__name__}: {error}", records[0].prompt) from error
         scores, details = split_scores(result)

@@ -38,6 +38,8 @@ class OptimSettings:
     schedule: str = "constant"
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
+    max_grad_norm: float | None = None
+    max_skipped_steps: int = 5
     microbatch: int | None = None
     split_levels: bool = False
 

@@ -62,6 +62,13 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    def what_is_left(self) -> str:
+        """For a person whose run ended before its time: what there is to go on from, and how."""
+        found = self.checkpoints()
+        if not found:
+            return f"no checkpoint was written yet in {self.path}"
+        return f"the last good checkpoint is {found[0]}; the same command with resume={self.path} goes on from it"
+
     def read_summary(self) -> dict[str, Any] | None:
         """The summary; None where there is none or it cannot be read."""
         try:

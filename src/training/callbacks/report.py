@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop
 from src.training.callbacks.validation import BestByValidation, load_weights
@@ -96,9 +97,10 @@ class RunReport(Callback):
         # The report after a first signal still counts; only a second one, raised by the handler, ends it.
         between = self.stop.check if when == "before" else lambda done, total: None
         try:
-            evaluation: Evaluation = evaluate(
-                module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
-            )
+            with phase(f"test prompts {when} training"):
+                evaluation: Evaluation = evaluate(
+                    module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
+                )
         except RewardError as error:
             raise RewardError(error.expert, f"test prompts {when} training: {error.problem}", error.prompt) from error
         return {"means": evaluation.means(), "by_kind": evaluation.by_kind()}

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from src.config import UserError
+from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.console import say
@@ -81,7 +82,8 @@ class BestByValidation(Callback):
         """One validation: figures to the loggers, weights to disk if they are the best so far."""
         start = time.perf_counter()
         try:
-            evaluation = self._evaluate(module)
+            with phase(f"validation at step {trainer.global_step}"):
+                evaluation = self._evaluate(module)
         except RewardError as error:
             where = f"validation at step {trainer.global_step}"
             raise RewardError(error.expert, f"{where}: {error.problem}", error.prompt) from error
