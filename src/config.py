@@ -346,12 +346,22 @@ class BenchmarkConfig:
     out: str | None = None  # null: experiments/rollout_speed
 
 
+@dataclass
+class UploadConfig:
+    """``python -m src.upload_metrics``."""
+
+    run: str | None = None  # a run folder
+    tracking_uri: str | None = None  # null: the one the run was logged to, else as logger=mlflow chooses
+    experiment: str | None = None  # null: the run's
+
+
 # The schema under each root config of configs/, by file name.
 ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
     "generate": GenerateConfig,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
+    "upload_metrics": UploadConfig,
 }
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.

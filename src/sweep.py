@@ -82,7 +82,7 @@ def _parent(command: Command, overrides: Sequence[str]) -> list[str]:
 
     tags = {"sweep": " ".join(overrides)}
     run_id = start_parent(logger.tracking_uri, Path(config.run.root), logger.experiment, config.run.name, tags)
-    return [f"logger.parent={run_id}"]
+    return [] if run_id is None else [f"logger.parent={run_id}"]
 
 
 def job_number() -> int | None:

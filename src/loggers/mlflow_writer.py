@@ -6,7 +6,8 @@ database or a server; and when the training process dies without a word, the end
 run is closed as KILLED. Run as a script by `src.loggers.mlflow_logger`; it imports nothing of this project.
 
 Messages: ``prepare`` (store, experiment), ``begin`` (run), ``metrics``, ``parameters``, ``artifact``, ``finish``.
-Answers: ``begun`` (with the run's id), ``failed`` (nothing further will come), ``warning``, ``finished``.
+Answers: ``begun`` (with the run's id), ``failed`` or, for a server that does not answer, ``unreachable`` (nothing
+further will come), ``warning``, ``lost`` (something was not written), ``finished``.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 # Limits of one request (MLflow's REST API).
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
 ATTEMPTS = 4
+# After that many attempts in vain: how long nothing is tried, so that a server that is gone holds nobody up.
+AWAY_SECONDS = 30.0
 Metric = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
 
@@ -38,6 +40,7 @@ class Writer:
         self.resumed = False
         self._written: dict[str, int] = {}
         self._warned: set[str] = set()
+        self._away_until = 0.0
 
     def prepare(self, uri: str, experiment: str, artifacts: str | None) -> None:
         """Connect, migrate a new store, find or create the experiment."""
@@ -62,6 +65,10 @@ class Writer:
 
     def begin(self, run_id: str | None, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
         """Continue the run `run_id` if the store has it, else start one; returns its id."""
+        with _impatient():
+            return self._begun(run_id, name, tags, parameters)
+
+    def _begun(self, run_id: str | None, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
         if run_id is not None and self._known(run_id):
             self.run_id, self.resumed = run_id, True
             self.client.update_run(run_id, status="RUNNING")
@@ -88,14 +95,30 @@ class Writer:
         """Log metrics; a resumed run leaves out the steps that stand there already."""
         from mlflow.entities import Metric as Entry
 
-        entries = [
-            Entry(_name(name), value, stamp, step)
-            for name, value, stamp, step in rows
-            if step > self._last_step(_name(name))
-        ]
-        for start in range(0, len(entries), METRICS_A_BATCH):
-            part = entries[start : start + METRICS_A_BATCH]
-            self._persistently("metrics", partial(self.client.log_batch, self.run_id, metrics=part))
+        def send() -> None:
+            entries = [
+                Entry(_name(name), value, stamp, step)
+                for name, value, stamp, step in rows
+                if step > self._last_step(_name(name))
+            ]
+            for start in range(0, len(entries), METRICS_A_BATCH):
+                part = entries[start : start + METRICS_A_BATCH]
+                self.client.log_batch(self.run_id, metrics=part)
+
+        self._persistently("metrics", send)
+
+    def fill(self, rows: list[Metric]) -> int:
+        """Log those metrics whose name has no entry at their step; returns how many. Raises what MLflow raises."""
+        from mlflow.entities import Metric as Entry
+
+        missing: list[Metric] = []
+        for name in dict.fromkeys(_name(row[0]) for row in rows):
+            there = {metric.step for metric in self.client.get_metric_history(self.run_id, name)}
+            missing += [row for row in rows if _name(row[0]) == name and row[3] not in there]
+        for start in range(0, len(missing), METRICS_A_BATCH):
+            part = [Entry(_name(row[0]), *row[1:]) for row in missing[start : start + METRICS_A_BATCH]]
+            self.client.log_batch(self.run_id, metrics=part)
+        return len(missing)
 
     def artifact(self, path: str) -> None:
         """Upload a file, or a folder under its own name."""
@@ -107,6 +130,7 @@ class Writer:
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         if self.run_id is not None:
+            self._away_until = 0.0  # the last chance
             self._persistently("status", lambda: self.client.set_terminated(self.run_id, status))
 
     def _known(self, run_id: str) -> bool:
@@ -128,17 +152,26 @@ class Writer:
         return self._written[name]
 
     def _persistently(self, what: str, action: Callable[[], object]) -> None:
-        """Try a few times: a SQLite file may be locked, a server away for a moment. Then warn, once a subject."""
-        for attempt in range(ATTEMPTS):
+        """Try a few times: a SQLite file may be locked, a server away for a moment. Then say that it is lost.
+
+        A server that was away a moment ago is not asked again for a while.
+        """
+        attempts = 0 if time.monotonic() < self._away_until else 1 if self._warned else ATTEMPTS
+        told = "the store did not answer a moment ago"
+        for attempt in range(attempts):
             try:
                 action()
                 return
             except Exception as error:
-                if attempt + 1 < ATTEMPTS:
+                told = _told(error)
+                if attempt + 1 < attempts:
                     time.sleep(0.5 * 4**attempt)
-                elif what not in self._warned:
-                    self._warned.add(what)
-                    self.answer("warning", f"{what} not written: {_told(error)}")
+        if attempts:
+            self._away_until = time.monotonic() + AWAY_SECONDS
+        self.answer("lost", what)
+        if what not in self._warned:
+            self._warned.add(what)
+            self.answer("warning", f"{what} not written: {told}")
 
 
 def _name(text: str) -> str:
@@ -150,6 +183,17 @@ def _told(error: BaseException) -> str:
     """The first line of an exception, for a person."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def _no_answer(error: BaseException | None) -> bool:
+    """Whether a request failed because nobody answered it: refused, timed out, or too many errors of a gateway."""
+    from requests import RequestException
+
+    while error is not None:
+        if isinstance(error, RequestException):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
@@ -206,7 +250,7 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
                 break
         except Exception as error:
             if kind in ("prepare", "begin"):
-                answer("failed", _told(error))
+                answer("unreachable" if _no_answer(error) else "failed", _told(error))
                 return
             answer("warning", f"{kind}: {_told(error)}")
     if not finished:

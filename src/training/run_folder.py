@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "before.json"
 
     @property
+    def mlflow(self) -> Path:
+        """Which MLflow run is this one's, and what it begins with."""
+        return self.path / "mlflow.json"
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 

@@ -102,7 +102,8 @@ class BestByValidation(Callback):
         if self.best is None or figures[self._figure(figures)] > self.best:
             self.best, self.best_step = figures[self._figure(figures)], step
             if trainer.is_global_zero:
-                save_weights(self.weights, module)
+                with phase("writing the best weights"):
+                    save_weights(self.weights, module)
         shown = ", ".join(f"{n} {figures[n]:.3f}" for n in ("reward", "all_correct") if n in figures)
         say(f"validation at step {step}: {shown} ({len(evaluation.samples)} prompts)")
         self.seconds += time.perf_counter() - start
