@@ -159,11 +159,22 @@ class BiCoTModule(L.LightningModule):
             checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._keep_settings(checkpoint)
         if "entropy_control" in checkpoint:
             self.entropy.load_state_dict(checkpoint["entropy_control"])
         if checkpoint.get("reference"):
             assert isinstance(self.policy, RefreshableReference)
             self.policy.load_reference_state(checkpoint["reference"])
+
+    def _keep_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Optimiser and schedule keep their settings in their states: those of a run resumed with others must not win."""
+        optim = self.optim
+        for schedule in checkpoint["lr_schedulers"]:
+            lr = optim.lr * self.lr_factor(schedule["last_epoch"])
+            schedule |= {"base_lrs": [optim.lr], "_last_lr": [lr]}
+            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+                group |= {"lr": lr, "initial_lr": optim.lr, "weight_decay": optim.weight_decay}
+                group["betas"] = type(group["betas"])(optim.betas)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The trained parameters by name, on the CPU."""
