@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +19,10 @@ from src.algorithms.kl import needs_reference, needs_reference_logits
 from src.config import UserError
 from src.memory import StepCut
 from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
-from src.rewards.base import RewardExpert
+from src.rewards.base import RewardError, RewardExpert
 from src.rewards.ensemble import RewardEnsemble
+from src.rewards.experts import OFFLOAD, LocalExperts
+from src.rewards.remote import RemoteExperts, RemoteSettings, is_loopback
 from src.rollout.levels import RolloutSettings
 from src.training.collect import CollectSettings
 from src.training.entropy_control import EntropySettings
@@ -24,6 +30,8 @@ from src.training.evaluation import EvaluationSettings
 from src.training.module import BiCoTModule, OptimSettings
 from src.training.update import UpdateSettings
 from src.values import Sampling
+
+TOKEN_VARIABLE, SHORTEST_TOKEN = "BICOT_REWARDS_TOKEN", 16
 
 
 def plain(node: Any) -> Any:
@@ -67,14 +75,121 @@ def build_policy(config: DictConfig) -> Policy:
 
 
 def build_rewards(config: DictConfig) -> RewardEnsemble:
-    """The experts and their ensemble."""
-    experts: dict[str, RewardExpert] = {
-        name: _made(f"rewards.experts.{name}", node) for name, node in config.rewards.experts.items()
-    }
+    """The experts and their ensemble: those with an entry in ``rewards.devices`` here, the others where
+    ``rewards.remote.url`` says, or here if it says nothing.
+
+    Raises:
+        UserError: for settings that cannot work, or a server that does not answer.
+    """
+    rewards = config.rewards
+    names, devices = list(rewards.experts), checked_devices(rewards)
+    here = [name for name in names if rewards.remote.url is None or name in devices]
+    # The server first: that it is missing shall show before any weight is loaded.
+    remote = _remote(rewards, [name for name in names if name not in here])
     try:
-        return RewardEnsemble(experts, plain(config.rewards.weights), config.rewards.combine)
+        return RewardEnsemble(
+            build_experts(rewards, here),
+            plain(rewards.weights),
+            rewards.combine,
+            plain(rewards.normalise),
+            rewards.on_error,
+            devices,
+            remote,
+            names,
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def build_experts(rewards: Any, names: Sequence[str]) -> dict[str, RewardExpert]:
+    """The experts `names` of a ``rewards`` config (node or plain)."""
+    return {name: _made(f"rewards.experts.{name}", rewards["experts"][name]) for name in names}
+
+
+def served_experts(rewards: Mapping[str, Any], device: str) -> LocalExperts:
+    """All experts of a plain ``rewards`` config, on `device` where it says nothing else: what a server's worker does.
+
+    Raises:
+        UserError: for an expert that cannot be made.
+    """
+    return LocalExperts(build_experts(rewards, list(rewards["experts"])), rewards["devices"]).to(device)
+
+
+def checked_devices(rewards: Any) -> dict[str, str]:
+    """``rewards.devices``, each a device that is there.
+
+    Raises:
+        UserError: naming the expert, for an expert or device that does not exist.
+    """
+    devices: dict[str, str] = plain(rewards.devices)
+    for name, place in devices.items():
+        if name not in rewards.experts:
+            raise UserError(f"rewards.devices.{name}: no such expert; there are {', '.join(rewards.experts)}")
+        try:
+            there = place == OFFLOAD or _exists(torch.device(place))
+        except RuntimeError:
+            there = False
+        if not there:
+            raise UserError(
+                f"rewards.devices.{name}={place}: no such device on this machine ({torch.cuda.device_count()} GPUs);"
+                f" expected cpu, cuda, cuda:<number> or {OFFLOAD}"
+            )
+    return devices
+
+
+def _exists(place: torch.device) -> bool:
+    if place.type == "cuda":
+        return (place.index or 0) < torch.cuda.device_count()
+    return place.type == "cpu"
+
+
+def remote_token(token_file: str | None) -> str | None:
+    """The bearer token of a reward server: out of `token_file`, else out of the environment; None without either.
+
+    Raises:
+        UserError: for a file that cannot be read, or a token that is too short or no single word.
+    """
+    where = TOKEN_VARIABLE if token_file is None else token_file
+    if token_file is None:
+        token = os.environ.get(TOKEN_VARIABLE)
+        if token is None:
+            return None
+    else:
+        try:
+            token = Path(token_file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"token_file={token_file}: cannot be read ({error})") from error
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(
+            f"{where}: a token has at least {SHORTEST_TOKEN} letters, digits and signs, no space; make one with"
+            " python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return token
+
+
+def _remote(rewards: Any, names: Sequence[str]) -> RemoteExperts | None:
+    """The experts that are served, None if there are none."""
+    remote = rewards.remote
+    if not names or remote.url is None:
+        return None
+    token = remote_token(remote.token_file)
+    try:
+        settings = RemoteSettings(remote.url, remote.timeout, remote.retries, remote.backoff, token=token)
+        experts = RemoteExperts(settings, names)
+    except (ValueError, RewardError) as error:
+        raise UserError(f"rewards.remote.url={remote.url}: {error}") from error
+    if token is not None and settings.parts.scheme == "http" and not is_loopback(settings.parts.hostname or ""):
+        warnings.warn(
+            f"rewards.remote.url={remote.url}: the token travels readable; use https or a tunnel", stacklevel=2
+        )
+    for name in names:
+        here, there = plain(rewards.experts[name]), experts.settings_there.get(name)
+        if here != there:
+            warnings.warn(
+                f"rewards.experts.{name}: the server made it with {there}, this run says {here}; the server's count",
+                stacklevel=2,
+            )
+    return experts
 
 
 def build_algorithm(config: DictConfig) -> algorithms.Algorithm:
@@ -219,7 +334,7 @@ def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble, cu
     )
 
 
-def _made(key: str, node: DictConfig, **extra: Any) -> Any:
+def _made(key: str, node: Any, **extra: Any) -> Any:
     """Instantiate a part; what goes wrong inside is told as the user's input at `key`."""
     from hydra.errors import InstantiationException
 

@@ -59,12 +59,37 @@ class JanusConfig:
 
 
 @dataclass
+class RemoteConfig:
+    """A server of experts (``python -m src.serve_rewards``); docs/SERVING.md."""
+
+    url: str | None = None  # http://host:port; the experts without an entry in rewards.devices are asked there
+    timeout: float = 120.0  # seconds without an answer
+    retries: int = 8
+    backoff: float = 1.0  # seconds before the first retry; doubled for each further one, up to 30
+    token_file: str | None = None  # holds the server's token; null: the environment's BICOT_REWARDS_TOKEN, if set
+
+
+@dataclass
+class WatchConfig:
+    """When a run is warned that its reward rises while a monitor falls; docs/REWARDS.md."""
+
+    window: int = 100  # prompt batches over which the trends are taken
+    threshold: float = 4.0  # standard errors by which both have to move
+
+
+@dataclass
 class RewardsConfig:
     """Experts by the name they have in reports; weight 0 only monitors."""
 
     experts: dict[str, Any] = MISSING
     weights: dict[str, float] = field(default_factory=dict)
-    combine: str = "sum"
+    combine: str = "sum"  # sum | mean | min | product
+    faithful: bool = False  # scores as the released code gives them, faults included, where an expert has that
+    normalise: Any = "none"  # none | group | batch | running, or one of them by expert
+    on_error: str = "raise"  # raise | drop: an expert that fails leaves the whole group
+    devices: dict[str, str] = field(default_factory=dict)  # by expert: cpu, cuda:1, offload; else the trainer's
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
 
 @dataclass
@@ -339,11 +364,31 @@ class BenchmarkConfig:
     images: list[int] = field(default_factory=lambda: [16, 64])
     scaling: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
     group_size: int = 8
-    microbatch: int | None = None  # rollouts a backward of train_step
+    memory_gib: float = 40.0  # train_step is cut as a training run would cut it for a card of this size
     rounds: int = 5
     compile: bool = True  # time the compiled peer, too
     kernels: str = "auto"
     out: str | None = None  # null: experiments/rollout_speed
+
+
+@dataclass
+class ServeRewardsConfig:
+    """``python -m src.serve_rewards``: the experts of `rewards` behind HTTP; docs/SERVING.md."""
+
+    rewards: Any = MISSING
+    host: str = "127.0.0.1"  # 127.0.0.1 | 0.0.0.0 | ::; all but the first need a token
+    port: int = 8000
+    token_file: str | None = None  # null: the environment's BICOT_REWARDS_TOKEN, if set
+    accelerator: str = "auto"  # auto | cpu | cuda | mps
+    devices: Any = "auto"  # how many of them
+    workers: int = 1  # processes a device, each with the experts' weights
+    max_batch: int = 1  # requests that a worker scores together; 1: what is scored together never depends on others
+    batch_timeout: float = 0.01  # seconds to wait for further ones
+    timeout: float = 120.0  # seconds a request may wait for a worker
+    max_images: int = 1024  # in one request
+    max_pixels: int = 134_217_728  # of all pictures of a request together
+    max_bytes: int = 268_435_456  # of a request
+    log_level: str = "warning"
 
 
 @dataclass
@@ -361,6 +406,7 @@ ROOT_SCHEMAS: dict[str, type] = {
     "generate": GenerateConfig,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
+    "serve_rewards": ServeRewardsConfig,
     "upload_metrics": UploadConfig,
 }
 

@@ -100,14 +100,20 @@ CHECKS: dict[str, Check] = {
     "model.lora.targets": (lambda v: len(v) > 0, "at least one projection"),
     "data.on_error": _one_of("raise", "skip"),
     "data.held_out": (lambda v: 0 < v < 0.5, "a share above 0 and below 0.5"),
-    "rewards.combine": _one_of("sum", "mean"),
+    "rewards.combine": _one_of("sum", "mean", "min", "product"),
+    "rewards.on_error": _one_of("raise", "drop"),
+    "rewards.remote.timeout": _POSITIVE,
+    "rewards.remote.retries": _NOT_NEGATIVE,
+    "rewards.remote.backoff": _POSITIVE,
+    "rewards.watch.window": (lambda v: v >= 10, "an integer >= 10 (a trend needs points)"),
+    "rewards.watch.threshold": _POSITIVE,
     "kernels": _one_of("auto", "triton", "torch"),
     # generate, export, benchmark
     "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,
     "group_size": _AT_LEAST_ONE,
-    "microbatch": _AT_LEAST_ONE,
+    "memory_gib": _POSITIVE,
     "sampling.guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "sampling.max_plan_tokens": _AT_LEAST_ONE,
     "sampling.plan_temperature": _POSITIVE,
@@ -126,6 +132,18 @@ CHECKS: dict[str, Check] = {
     "batch_size": _AT_LEAST_ONE,
     "dtype": _one_of("auto", "float32", "bfloat16"),
     "layout": _one_of("transformers", "original"),
+    # serve_rewards
+    "host": _one_of("127.0.0.1", "0.0.0.0", "::"),  # noqa: S104 (checked, not bound)
+    "port": (lambda v: 1024 <= v <= 65535, "an integer in [1024, 65535]"),
+    "accelerator": _one_of("auto", "cpu", "cuda", "mps"),
+    "workers": _AT_LEAST_ONE,
+    "max_batch": _AT_LEAST_ONE,
+    "batch_timeout": _POSITIVE,
+    "timeout": _POSITIVE,
+    "max_images": _AT_LEAST_ONE,
+    "max_pixels": _AT_LEAST_ONE,
+    "max_bytes": _AT_LEAST_ONE,
+    "log_level": _one_of("critical", "error", "warning", "info", "debug"),
 }
 
 

@@ -208,27 +208,34 @@ def pictures(
 
 
 def scores(rewards: RewardEnsemble, pixels: Tensor, records: Sequence[PromptRecord]) -> list[Entry]:
-    """For each picture ``scores`` by expert, ``reward`` and ``details``; no ``reward`` where no expert applies."""
-    result: list[Entry] = [{"scores": {}} for _ in records]
-    weighted = [expert for name, expert in rewards.experts.items() if rewards.weights[name] > 0]
-    rows = [row for row, record in enumerate(records) if any(expert.applicable(record) for expert in weighted)]
-    if not rows:
-        return result
-    report = rewards(pixels[rows], [records[row] for row in rows])
-    for place, row in enumerate(rows):
-        result[row] = {
+    """For each picture ``scores`` by expert, ``reward`` and ``details``; no ``reward`` where no expert applies.
+
+    Raises:
+        UserError: for an expert that fails.
+    """
+    from src.rewards.base import RewardError
+
+    try:
+        report = rewards(pixels, records, every_prompt=False)
+    except RewardError as error:
+        raise UserError(str(error)) from error
+    result: list[Entry] = []
+    for row in range(len(records)):
+        entry: Entry = {
             "scores": {
-                name: round(float(report.scores[place, column]), 6)
+                name: round(float(report.scores[row, column]), 6)
                 for column, name in enumerate(report.names)
-                if bool(report.applicable[place, column])
-            },
-            "reward": round(float(report.total[place]), 6),
-            "details": {
-                name: round(float(value[place]), 6)
-                for name, value in report.details.items()
-                if not bool(value[place].isnan())
-            },
+                if bool(report.applicable[row, column])
+            }
         }
+        if bool(report.judged[row]):
+            entry["reward"] = round(float(report.total[row]), 6)
+            entry["details"] = {
+                name: round(float(value[row]), 6)
+                for name, value in report.details.items()
+                if not bool(value[row].isnan())
+            }
+        result.append(entry)
     return result
 
 

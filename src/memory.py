@@ -31,7 +31,7 @@ class StepShape:
     reference is run. exact_kl: its whole rows are kept. evaluation_rows: pictures decoded at once in evaluations.
     mixed: float32 weights with bf16 products. fused_head: logits exist in chunks only. mask_per_layer: attention
     keeps a copy of the mask in every layer (on a GPU). processes: how many share the gradients. expert_bytes:
-    weights of the reward experts on the same device.
+    weights of the reward experts on the same device. max_rows: rollouts decoded at once, if fewer.
     """
 
     rollouts: int
@@ -48,6 +48,11 @@ class StepShape:
     mask_per_layer: bool
     processes: int = 1
     expert_bytes: int = 0
+    max_rows: int | None = None
+
+    def at_once(self, rows: int) -> int:
+        """How many of `rows` rollouts are decoded at once."""
+        return min(rows, self.max_rows or rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +117,10 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
         optimiser=2 * sizes.trained_bytes + buckets,
         experts=shape.expert_bytes,
         phases={
-            "rollout": rollout_bytes(sizes, shape, shape.rollouts),
-            "evaluation": rollout_bytes(sizes, shape, shape.evaluation_rows),
+            "rollout": rollout_bytes(sizes, shape, min(shape.rollouts, shape.max_rows or shape.rollouts)),
+            "evaluation": rollout_bytes(
+                sizes, shape, min(shape.evaluation_rows, shape.max_rows or shape.evaluation_rows)
+            ),
             "reference": reference_bytes(sizes, shape, cut) if shape.reference else 0,
             "update": update_bytes(sizes, shape, cut),
         },
@@ -166,7 +173,7 @@ def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
     """Both levels sampled for `rows` rollouts at once, then painted; the larger moment of the two.
 
     Sampling: the decoding form of the weights, the cache of the image level (both branches of guidance) and that of
-    the prefill, logits in float32 with their sums in float64, and the features of the guidance branch.
+    the prefill, logits with their sums in float64, and the features of the guidance branch.
     """
     branches = 2 if shape.guided else 1
     levels = []
@@ -175,8 +182,9 @@ def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
         context = shape.contexts[level]
         cache = cache_bytes(sizes, both * rows, context + tokens)
         prefill = cache_bytes(sizes, rows, context) + inference_bytes(sizes, rows * context)
-        # Conditional, unconditional and mixed logits, log-probs and probs in float32, the running sum in float64.
-        drawing = rows * sizes.vocabularies[level] * (5 * FLOAT + 8)
+        # Logits of both branches; in plain torch also five rows in float64 (kernels/sampling.py), in Triton none.
+        drawn = both * sizes.element + (0 if shape.fused_head else 5 * 2 * FLOAT)
+        drawing = rows * sizes.vocabularies[level] * drawn
         kept = rows * tokens * sizes.features[level] * sizes.element if both == 2 else 0
         levels.append(cache + max(prefill, drawing) + kept)
     return max(decoder_bytes(sizes) + max(levels), painting_bytes(sizes, rows))

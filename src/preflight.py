@@ -24,8 +24,8 @@ from src.values import IMAGE, PLAN
 LOOKED_AT = 64
 # What makes a phase smaller.
 SMALLER = {
-    "rollout": "rollout.prompts_per_step, rollout.group_size or rollout.max_plan_tokens",
-    "evaluation": "evaluation.batch_size",
+    "rollout": "rollout.max_rows or rollout.max_plan_tokens",
+    "evaluation": "rollout.max_rows or evaluation.batch_size",
     "reference": "optim.microbatch or rollout.max_plan_tokens",
     "update": "optim.microbatch (and set optim.activation_checkpointing=true, optim.split_levels=true)",
 }
@@ -121,9 +121,8 @@ def step_shape(
         fused_head=build.build_operations(config).prefers_one_pass,
         mask_per_layer=trainer.strategy.root_device.type == "cuda",
         processes=trainer.world_size,
-        expert_bytes=sum(
-            x.numel() * x.element_size() for expert in rewards.experts.values() for x in expert.parameters()
-        ),
+        max_rows=rollout.max_rows,
+        expert_bytes=rewards.device_bytes(),
     )
 
 

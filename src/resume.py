@@ -17,9 +17,17 @@ from src.training.sound_files import checksum_path, damage
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim", "run.seed")
-# But these cut a step and leave its objective alone (a run that did not fit may go on with others), or say when to
-# give up.
-FREE = ("optim.microbatch", "optim.split_levels", "optim.activation_checkpointing", "optim.max_skipped_steps")
+# But not what cuts a step and leaves its objective alone (a run that did not fit may go on with others), nor where
+# the experts are (a server may come back at another address), nor when to give up.
+FREE = (
+    "optim.microbatch",
+    "optim.split_levels",
+    "optim.activation_checkpointing",
+    "optim.max_skipped_steps",
+    "rewards.devices",
+    "rewards.remote",
+    "rewards.watch",
+)
 
 
 def locate(config: DictConfig, stamp: str, suffix: str = "") -> tuple[RunFolder, Path | None]:

@@ -23,6 +23,7 @@ from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
     ResumableCheckpoint,
+    RewardWatch,
     RunReport,
     StepLogs,
     StepProgress,
@@ -107,12 +108,14 @@ def _callbacks(
         folder.best_weights,
         stop,
     )
+    watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     report = RunReport(
         folder,
         data.test_records[: evaluation.test_prompts],
         settings,
         evaluation.picture_prompts,
         validation,
+        watch,
         stop,
         {
             "name": config.run.name,
@@ -125,6 +128,7 @@ def _callbacks(
     callbacks: list[L.Callback] = [
         stop,
         StepLogs(folder.rollouts, config.checkpoint.rollouts_every),
+        watch,
         validation,
         ResumableCheckpoint(folder.last_checkpoint, config.checkpoint.every, validation),
         report,

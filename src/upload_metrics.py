@@ -44,8 +44,8 @@ def upload(config: DictConfig) -> int:
     writer = Writer(lambda kind, text: print(f"mlflow: {text}", file=sys.stderr) if kind == "warning" else None)
     try:
         writer.prepare(store.uri, experiment, None if store.artifacts is None else str(store.artifacts))
-        begins = {"name": journal.name, "tags": dict(journal.tags), "parameters": dict(journal.parameters)}
-        run_id = writer.begin(journal.run_in(store.uri), **begins)
+        known = journal.run_in(store.uri)
+        run_id = writer.begin(known, journal.name, dict(journal.tags), dict(journal.parameters))
         # Before the first figure: cut off here, the next time goes on in the same run.
         write_journal(folder, journal.with_run(store.uri, run_id, pending=True))
         written = writer.fill(rows)

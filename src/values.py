@@ -261,9 +261,12 @@ class TokenLevel:
 class RewardReport:
     """What the experts say of N images.
 
-    names: E expert names; scores (N, E) float32, meaningless where not applicable; applicable (N, E)
-    bool; total (N,) float32, the combined reward. `details` are further per-image figures for the logs
-    ((N,) float32 each, NaN where they do not apply), e.g. ``all_correct`` in the drawn world.
+    names: E expert names; scores (N, E) float32 as the experts gave them, meaningless where not applicable;
+    applicable (N, E) bool; total (N,) float32, the reward that trains, NaN where no expert could judge the image:
+    such a row is never learned from. `details` are further per-image figures for the logs ((N,) float32 each, NaN
+    where they do not apply), e.g. ``all_correct`` in the drawn world. raw (N,) float32: the reward in the scores'
+    own units, for logs and evaluations; the same as `total` unless scores are normalised. failed (N, E) bool: where
+    an expert should have scored and could not.
     """
 
     names: tuple[str, ...]
@@ -271,14 +274,42 @@ class RewardReport:
     applicable: Tensor
     total: Tensor
     details: Mapping[str, Tensor] = field(default_factory=dict)
+    raw: Tensor = None  # type: ignore[assignment]
+    failed: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         shape = (self.total.shape[0], len(self.names))
+        if self.raw is None:
+            object.__setattr__(self, "raw", self.total)
+        if self.failed is None:
+            object.__setattr__(self, "failed", torch.zeros_like(self.applicable))
         _check(self.total, "reward total", (None,), torch.float32)
+        _check(self.raw, "raw reward", (shape[0],), torch.float32)
         _check(self.scores, "reward scores", shape, torch.float32)
         _check(self.applicable, "reward applicable", shape, torch.bool)
+        _check(self.failed, "reward failed", shape, torch.bool)
         for name, value in self.details.items():
             _check(value, f"reward detail {name}", (shape[0],), torch.float32)
+
+    def __len__(self) -> int:
+        return self.total.shape[0]
+
+    @property
+    def judged(self) -> Tensor:
+        """(N,) bool: the images that have a reward."""
+        return ~self.total.isnan()
+
+    def rows(self, index: Tensor) -> RewardReport:
+        """The report of the chosen images."""
+        return RewardReport(
+            self.names,
+            self.scores[index],
+            self.applicable[index],
+            self.total[index],
+            {name: value[index] for name, value in self.details.items()},
+            self.raw[index],
+            self.failed[index],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 EXTRA: dict[str, tuple[str, ...]] = {
     "src": ("src.compat",),
     "src.rewards.shapes_judge": ("src.shapes",),
+    # A served prompt record is written as prompt files are, and read by the same function.
+    "src.rewards.wire": ("src.data.records",),
     # The warm start of the drawn world's checkpoint is taught on the very texts the policy will read.
     "src.shapes.sampler": ("src.policies.contexts",),
     "src.shapes.warmstart": ("src.policies.contexts",),

@@ -90,7 +90,7 @@ def test_a_7b_is_cut_to_fit_a_40_gib_card(card: Any, capsys: pytest.CaptureFixtu
 
 def test_what_may_not_fit_is_a_warning_that_names_the_key(card: Any) -> None:
     card(24)
-    with pytest.warns(RuntimeWarning, match=r"the rollout may need .* lower rollout\.prompts_per_step"):
+    with pytest.warns(RuntimeWarning, match=r"the rollout may need .* lower rollout\.max_rows"):
         fitted(config_of("rollout.max_plan_tokens=256", "kernels=torch"), published_7b(), trainer_on("cuda"))
 
 

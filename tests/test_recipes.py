@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,17 @@ def stand_ins(folder: Path) -> list[str]:
         home = folder / name
         home.mkdir(parents=True)
         for key, value in expert.write(home).items():
-            overrides.append(f"++rewards.experts.{name}.{key}={value}")
+            overrides.append(f"++rewards.experts.{name}.{key}={spelled(value)}")
     return overrides
+
+
+def spelled(value: object) -> str:
+    """A constructor's argument on the command line; a dataclass as what Hydra makes it of."""
+    if not is_dataclass(value):
+        return str(value)
+    kind = type(value)
+    values = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(value)}  # type: ignore[arg-type]
+    return "{" + ",".join(f"{key}:{item}" for key, item in values.items()) + "}"
 
 
 @pytest.mark.slow

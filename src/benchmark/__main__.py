@@ -82,7 +82,7 @@ def _of_size(size: str, config: Any, device: Any, copied: float, backend: Any, e
         elif part == "peers":
             rows += rollouts.peers(bench, config.images[0], config.compile)
         else:
-            rows += train_step(bench, backend, config.images[0], config.group_size, config.microbatch)
+            rows += train_step(bench, backend, config.images[0], config.group_size, config.memory_gib)
     rollouts.free(bench)
     return rows
 

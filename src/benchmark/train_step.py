@@ -17,9 +17,12 @@ from src.benchmark.clock import once
 from src.benchmark.models import image_contexts, plan_contexts
 from src.benchmark.rollouts import GUIDANCE, Bench
 from src.benchmark.rows import Row, failure
+from src.memory import GIB, StepCut, StepShape, choose_cut
+from src.policies.sizes import model_sizes
 from src.rollout.decode import decode
+from src.rollout.levels import RolloutSettings
 from src.rollout.noise import group_keys, uniforms
-from src.training.collect import with_reference
+from src.training.collect import CollectSettings, with_reference
 from src.training.update import UpdateSettings, microbatches, run_update, step_loss
 from src.values import IMAGE, PLAN, Experience, RewardReport, Sampling, TokenLevel
 
@@ -36,7 +39,7 @@ class TrainStep:
     number: int
     group_size: int
     guided: bool
-    microbatch: int | None
+    cut: StepCut
     levels: dict[str, TokenLevel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -44,6 +47,14 @@ class TrainStep:
         self.optimizer = torch.optim.AdamW(trained, lr=RATE)
         self.algorithm = algorithms.load("grpo")
         self.settings = UpdateSettings(BETA, "k3", self.guided, CLIP, CLIP)
+        self.collecting = CollectSettings(
+            0,
+            self.group_size,
+            RolloutSettings(Sampling(), Sampling(guidance_scale=GUIDANCE), self.bench.lengths.plan),
+            self.guided,
+            reference=True,
+            score_rows=self.cut.score_rows(self.group_size),
+        )
 
     @property
     def phases(self) -> dict[str, Callable[[], Any]]:
@@ -55,27 +66,37 @@ class TrainStep:
         policy, bench = self.bench.policy, self.bench
         context = plan_contexts(policy, self.number, self.group_size, bench.lengths)
         noise = uniforms(self._keys(), PLAN, bench.lengths.plan)
-        self.levels[PLAN] = decode(policy.decoder(), PLAN, context, noise, Sampling())
+        self.levels[PLAN] = decode(policy.decoder(), PLAN, context, noise, self.collecting.rollout.plan)
 
     def images(self) -> None:
         policy, bench = self.bench.policy, self.bench
         context = image_contexts(policy, self.number, self.group_size, bench.lengths)
         noise = uniforms(self._keys(), IMAGE, bench.tokens)
         unconditional = policy.unconditional(context)
-        sampling = Sampling(guidance_scale=GUIDANCE)
+        sampling = self.collecting.rollout.image
         self.levels[IMAGE] = decode(policy.decoder(), IMAGE, context, noise, sampling, unconditional=unconditional)
 
     def paint(self) -> None:
         self.bench.policy.paint(self.levels[IMAGE].ids)
 
     def reference(self) -> None:
-        self.levels = with_reference(self.bench.policy, self.operations, self.levels, self.guided)
+        self.levels = with_reference(self.bench.policy, self.operations, self.levels, self.collecting)
 
     def update(self) -> None:
         """Forward, backward, clipping and AdamW over both levels."""
         policy = self.bench.policy
         longest = {name: level.ids.shape[1] for name, level in self.levels.items()}
-        parts = list(microbatches(self._experience(), self.microbatch, self.algorithm, longest, lambda x: x, 1))
+        parts = list(
+            microbatches(
+                self._experience(),
+                self.cut.microbatch,
+                self.algorithm,
+                longest,
+                lambda local: local,
+                1,
+                split_levels=self.cut.split_levels,
+            )
+        )
         self.optimizer.zero_grad()
         run_update(
             self._experience(),
@@ -98,19 +119,41 @@ class TrainStep:
         return Experience(dict(self.levels), dict.fromkeys(self.levels, advantages), report, self.group_size)
 
 
-def train_step(bench: Bench, operations: Operations, number: int, group_size: int, microbatch: int | None) -> list[Row]:
+def step_cut(bench: Bench, operations: Operations, number: int, group_size: int, memory_gib: float) -> StepCut:
+    """How a training run would cut this step on a card of `memory_gib`; on a CPU it is not cut."""
+    lengths, on_gpu = bench.lengths, bench.device.type == "cuda"
+    shape = StepShape(
+        rollouts=number,
+        group_size=group_size,
+        contexts={PLAN: lengths.instruction, IMAGE: lengths.prompt + lengths.plan},
+        plan_tokens=lengths.plan,
+        guided=True,
+        guided_logp=True,
+        reference=True,
+        exact_kl=False,
+        evaluation_rows=number,
+        mixed=False,
+        fused_head=operations.prefers_one_pass,
+        mask_per_layer=on_gpu,
+    )
+    card = int(memory_gib * GIB) if on_gpu else None
+    return choose_cut(model_sizes(bench.policy), shape, None, None, None, card)
+
+
+def train_step(bench: Bench, operations: Operations, number: int, group_size: int, memory_gib: float) -> list[Row]:
     """The step with conditional and with guided log-probs: a row each, and one a phase; medians of the rounds."""
-    return [
-        row for guided in (False, True) for row in _measured(bench, operations, number, group_size, guided, microbatch)
-    ]
+    cut = step_cut(bench, operations, number, group_size, memory_gib)
+    if cut.activation_checkpointing:
+        bench.policy.checkpoint_activations()
+    return [row for guided in (False, True) for row in _measured(bench, operations, number, group_size, guided, cut)]
 
 
 def _measured(
-    bench: Bench, operations: Operations, number: int, group_size: int, guided: bool, microbatch: int | None
+    bench: Bench, operations: Operations, number: int, group_size: int, guided: bool, cut: StepCut
 ) -> list[Row]:
     kind = "guided" if guided else "conditional"
     whole = f"whole step, {kind}"
-    step = TrainStep(bench, operations, number, group_size, guided, microbatch)
+    step = TrainStep(bench, operations, number, group_size, guided, cut)
     taken: dict[str, list[float]] = {name: [] for name in step.phases}
     peaks: dict[str, int] = dict.fromkeys(step.phases, 0)
     try:
@@ -124,6 +167,9 @@ def _measured(
         return [failure("train_step", bench.size, number, whole, error)]
     totals = [sum(each) for each in zip(*taken.values(), strict=True)]
 
+    described = f"rollouts a backward: {cut.microbatch or number}, levels split: {cut.split_levels}"
+    described += f", activations checkpointed: {cut.activation_checkpointing}"
+
     def row(what: str, values: list[float], peak: int) -> Row:
         middle = float(torch.tensor(values, dtype=torch.float64).median())
         per_second = number / middle if what == whole else None
@@ -136,7 +182,8 @@ def _measured(
             min(values),
             max(values),
             images_per_second=per_second,
-            peak_gib=peak / 2**30 or None,
+            peak_gib=peak / GIB or None,
+            note=described if what == whole else "",
         )
 
     rows = [row(whole, totals, max(peaks.values()))]

@@ -74,8 +74,8 @@ class CacheMemory:
         self._places[level] = places
         keys, values = self._memory(shape, shape.elements(rows, places))
         if rows not in self._small:
-            options = {"dtype": torch.int64, "device": shape.device}
-            self._small[rows] = (torch.zeros(rows, **options), torch.zeros(1, **options))  # type: ignore[arg-type]
+            small = torch.zeros(rows + 1, dtype=torch.int64, device=shape.device)
+            self._small[rows] = small[1:], small[:1]
         first, length = self._small[rows]
         form = (shape.layers, rows, shape.heads, places, shape.head_dim)
         self.turn += 1

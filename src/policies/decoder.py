@@ -188,8 +188,8 @@ def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
 
 def placement(janus: Any) -> Hashable:
     """Where the weights that decode stand and which adapters are on: while it is equal, a decoder stays valid."""
-    parts: tuple[nn.Module, ...] = (janus.model.language_model, janus.lm_head, janus.model.generation_head)
-    return (tuple(_addresses(parts)), tuple(_adapter_states(janus.model.language_model)))
+    trunk: Any = janus.model.language_model
+    return (tuple(_addresses((trunk, janus.lm_head, janus.model.generation_head))), tuple(_adapter_states(trunk)))
 
 
 def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:
@@ -198,7 +198,7 @@ def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:
             yield (parameter.data_ptr(), parameter.dtype, parameter.device)
 
 
-def _adapter_states(model: nn.Module) -> Iterator[Hashable]:
+def _adapter_states(model: Any) -> Iterator[Hashable]:
     for module in model.modules():
         if hasattr(module, "lora_A"):
             yield (module.disable_adapters, module.merged, tuple(module.active_adapters))

@@ -149,51 +149,49 @@ class LlamaTrunk:
     def read(self, ids: Tensor, mask: Tensor) -> Prefix:
         """Read left-padded contexts (N, C), what they have in common once."""
         sharing = share(ids, mask, self._shared_prefix)
-        width = ids.shape[1]
+        width, hosts = ids.shape[1], sharing.hosts
         form = (len(self.layers), len(sharing.ids), self.kv_heads, width, self.head_dim)
         prefix = Prefix(
-            keys=self.embedding.new_zeros(form),
-            values=self.embedding.new_zeros(form),
+            keys=self.embedding.new_empty(form),
+            values=self.embedding.new_empty(form),
             mask=sharing.mask,
             hidden=self.embedding.new_empty(len(sharing.ids), self.embedding.shape[1]),
             inverse=sharing.inverse,
         )
-        hosts, host_mask = sharing.hosts, sharing.mask[sharing.hosts]
+        host_mask = sharing.mask[:hosts]
         attention = prefix_attention(host_mask)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            prefix.keys[layer][hosts], prefix.values[layer][hosts] = keys, values
+            prefix.keys[layer, :hosts], prefix.values[layer, :hosts] = keys, values
             return self._mix(queries, keys, values, attention)
 
         positions = (host_mask.cumsum(1) - 1).clamp_min(0)
-        embedded = embedding(sharing.ids[hosts], self.embedding)
-        prefix.hidden[hosts] = self._run(embedded, positions, width, attend)[:, -1]
-        if len(sharing.guests):
+        embedded = embedding(sharing.ids[:hosts], self.embedding)
+        prefix.hidden[:hosts] = self._run(embedded, positions, width, attend)[:, -1]
+        if hosts < len(sharing.ids):
             self._read_guests(prefix, sharing)
         return prefix
 
     def _read_guests(self, prefix: Prefix, sharing: Sharing) -> None:
         """Guests take the beginning from their hosts, each at its own columns, and read their last token."""
-        guests, hosts = sharing.guests, sharing.hosts[sharing.host_of]
-        width = sharing.ids.shape[1]
+        hosts, width = sharing.hosts, sharing.ids.shape[1]
         lengths = sharing.mask.sum(1)
-        column: Tensor = torch.arange(width, device=guests.device)
+        column: Tensor = torch.arange(width, device=lengths.device)
         # The k-th token of a row stands at column width - length + k.
-        moved = (column + (lengths[guests] - lengths[hosts])[:, None]).clamp_min(0)
+        moved = (column + (lengths[hosts:] - lengths[sharing.host_of])[:, None]).clamp_min(0)
         index = moved[:, None, :, None].expand(-1, self.kv_heads, -1, self.head_dim)
-        seen = sharing.mask[guests][:, None, None]
+        seen = sharing.mask[hosts:, None, None]
         for store in (prefix.keys, prefix.values):
             for layer in store:
-                layer[guests] = layer[hosts].gather(2, index)
+                layer[hosts:] = layer[sharing.host_of].gather(2, index)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            all_keys, all_values = prefix.keys[layer], prefix.values[layer]
-            all_keys[guests, :, -1], all_values[guests, :, -1] = keys[:, :, 0], values[:, :, 0]
-            return self._mix(queries, all_keys[guests], all_values[guests], seen)
+            own_keys, own_values = prefix.keys[layer, hosts:], prefix.values[layer, hosts:]
+            own_keys[:, :, -1:], own_values[:, :, -1:] = keys, values
+            return self._mix(queries, own_keys, own_values, seen)
 
-        last = embedding(sharing.ids[guests, -1:], self.embedding)
-        positions = lengths[guests, None] - 1
-        prefix.hidden[guests] = self._run(last, positions, width, attend)[:, 0]
+        last = embedding(sharing.ids[hosts:, -1:], self.embedding)
+        prefix.hidden[hosts:] = self._run(last, lengths[hosts:, None] - 1, width, attend)[:, 0]
 
     @torch.no_grad()
     def evaluate(self, prefix: Prefix, embeddings: Tensor) -> Tensor:

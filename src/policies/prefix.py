@@ -12,16 +12,15 @@ from torch import Tensor
 class Sharing:
     """How N left-padded contexts (N, C) are read with as few tokens as possible.
 
-    ids, mask (U, C): the distinct rows; inverse (N,): the distinct row of each row. hosts (H,): distinct rows read
-    in full. guests (U - H,): distinct rows that are, but for their last token, the beginning of a host; host_of
-    (U - H,): the place in `hosts` of the one each continues.
+    ids, mask (U, C): the distinct rows; inverse (N,): the distinct row of each row. The first `hosts` distinct rows
+    are read in full; the others, guests, are but for their last token the beginning of a host, and host_of
+    (U - hosts,) says of which.
     """
 
     ids: Tensor
     mask: Tensor
     inverse: Tensor
-    hosts: Tensor
-    guests: Tensor
+    hosts: int
     host_of: Tensor
 
 
@@ -32,16 +31,17 @@ def share(ids: Tensor, mask: Tensor, enabled: bool = True) -> Sharing:
     guidance branch: begin-of-sequence, pads, begin-of-image, of different lengths) is that one's guest. Which rows
     are neighbours decides what is computed once, never what is computed.
     """
-    rows = torch.arange(len(ids), device=ids.device)
     if not enabled:
-        nobody = rows[:0]
-        return Sharing(ids, mask, rows, rows, nobody, nobody)
+        rows = torch.arange(len(ids), device=ids.device)
+        return Sharing(ids, mask, rows, len(ids), rows[:0])
     marked, inverse = torch.unique(torch.where(mask, ids, -1), dim=0, return_inverse=True)
-    real = marked >= 0
-    host = _longest_host(marked, real)
+    host = _longest_host(marked, marked >= 0)
     own = torch.arange(len(marked), device=ids.device)
     hosts, guests = own[host == own], own[host != own]
-    return Sharing(marked.clamp_min(0), real, inverse, hosts, guests, torch.searchsorted(hosts, host[guests]))
+    order = torch.cat([hosts, guests])
+    place = torch.empty_like(order).index_copy_(0, order, own)
+    marked = marked[order]
+    return Sharing(marked.clamp_min(0), marked >= 0, place[inverse], len(hosts), place[host[guests]])
 
 
 def _longest_host(marked: Tensor, real: Tensor) -> Tensor:

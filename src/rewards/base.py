@@ -72,6 +72,10 @@ class RewardExpert(Metric):
         one does not apply to an image.
         """
 
+    def weight_bytes(self) -> int:
+        """Bytes of the weights it holds on its device."""
+        return sum(x.numel() * x.element_size() for x in (*self.parameters(), *self.buffers()))
+
     def update(self, pixels: Tensor, records: Sequence[PromptRecord], scores: Tensor | None = None) -> None:
         """Add a batch to the running mean.
 

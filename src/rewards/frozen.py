@@ -53,6 +53,9 @@ class FrozenModelExpert(RewardExpert):
         """The frozen model, on the expert's device."""
         return self._held.model
 
+    def weight_bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in (*self.model.parameters(), *self.model.buffers()))
+
     @abstractmethod
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """Scores (N,) of at most `batch_size` images (N, 3, H, W); see `score`."""

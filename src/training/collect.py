@@ -74,8 +74,9 @@ class Collected:
     """An experience with what only the logs read.
 
     rollouts: all of them, whatever the experience masks; seconds by phase; records (B): the prompts, refilled
-    ones included; sampled: the report of the batch's own prompts, before any refill; figures: of dynamic sampling;
-    kl_penalty (N,): what the KL took off each reward, None where it does not stand there. All of this rank alone.
+    ones included; sampled: the report of the batch's own prompts, before any refill; figures: of dynamic sampling and
+    of experts that failed; kl_penalty (N,): what the KL took off each reward, None where it does not stand there. All
+    of this rank alone.
     """
 
     experience: Experience
@@ -101,14 +102,29 @@ def collect(
 
     refills: where dynamic sampling takes further prompts from, needed with ``settings.max_refills``.
     """
-    watch, decoder = _Stopwatch(), policy.decoder()
+    watch, decoder, failures = _Stopwatch(), policy.decoder(), _Failures(settings.group_size)
 
-    def sample(records: Sequence[PromptRecord], keys: Sequence[RolloutKey]) -> Groups:
-        return _sample(policy, decoder, rewards, records, keys, settings, watch)
+    def scored(records: Sequence[PromptRecord], keys: Sequence[RolloutKey]) -> tuple[Rollouts, RewardReport]:
+        rollouts, report = _scored(policy, decoder, rewards, records, keys, settings, watch)
+        failures.count(report)
+        return rollouts, report
 
     keys = group_keys(settings.seed, "train", batch.step, batch.positions, settings.group_size)
-    first = sample(batch.records, keys)
+    rollouts, report = scored(batch.records, keys)
+    # Of the batch's own prompts, before any refill: every rank asks once, however often it refills.
+    scale = rewards.scale(report, ranks.gather)
+
+    def groups_of(records: Sequence[PromptRecord], rollouts: Rollouts, report: RewardReport) -> Groups:
+        bare = rewards.normalised(report, scale, settings.group_size)
+        return Groups(tuple(records), rollouts, settings.penalties.apply(bare, rollouts), bare.total)
+
+    def sample(records: Sequence[PromptRecord], keys: Sequence[RolloutKey]) -> Groups:
+        return groups_of(records, *scored(records, keys))
+
+    first = groups_of(batch.records, rollouts, report)
     groups, kept, figures = _with_signal(first, batch, settings, refills, sample)
+    if rewards.on_error == "drop":
+        figures |= failures.figures(groups.report)
     levels: dict[str, TokenLevel] = dict(groups.rollouts.levels)
     if settings.reference:
         levels = with_reference(policy, operations, levels, settings)
@@ -124,7 +140,7 @@ def collect(
     return Collected(experience, groups.rollouts, watch.seconds, groups.records, first.report, figures, penalty)
 
 
-def _sample(
+def _scored(
     policy: Policy,
     decoder: Decoder,
     rewards: RewardEnsemble,
@@ -132,15 +148,16 @@ def _sample(
     keys: Sequence[RolloutKey],
     settings: CollectSettings,
     watch: _Stopwatch,
-) -> Groups:
-    """Rollouts of each record, scored."""
+) -> tuple[Rollouts, RewardReport]:
+    """Rollouts of each record, and what the experts say of them."""
     repeated = [record for record in records for _ in range(settings.group_size)]
     rollouts = roll_out(policy, decoder, [record.prompt for record in repeated], keys, settings.rollout)
     watch.lap("rollout")
-    bare = rewards(rollouts.pixels, repeated)
-    report = settings.penalties.apply(bare, rollouts)
+    report = rewards(rollouts.pixels, repeated, settings.group_size)
     watch.lap("reward")
-    return Groups(tuple(records), rollouts, report, bare.total)
+    for name, seconds in rewards.seconds.items():
+        watch.add(f"reward/{name}", seconds)
+    return rollouts, report
 
 
 def _with_signal(
@@ -148,7 +165,7 @@ def _with_signal(
 ) -> tuple[Groups, Tensor, dict[str, float]]:
     """The groups to learn from, which of their rollouts count (N,), and figures; see `refill`."""
     if settings.max_refills is None:
-        return first, torch.ones_like(first.bare, dtype=torch.bool), {}
+        return first, first.report.judged, {}
     if refills is None:
         raise ValueError("dynamic sampling: collect() was given no source of further prompts (refills)")
     done: Refilled = refill(
@@ -161,7 +178,7 @@ def _with_signal(
         refills,
         sample,
     )
-    dropped = float((~done.kept).sum()) / settings.group_size
+    dropped = float((done.groups.report.judged & ~done.kept).sum()) / settings.group_size
     figures = {"refill/rounds": float(done.rounds), "refill/groups": float(done.replaced), "refill/dropped": dropped}
     return done.groups, done.kept, figures
 
@@ -257,9 +274,25 @@ def _counted(
     counted = dict(levels)
     if settings.mask_unfinished:
         counted[PLAN] = replace(counted[PLAN], mask=mask_unfinished(counted[PLAN].mask, ended))
-    if settings.max_refills is not None:
+    if not kept.all():
         counted = {name: replace(level, mask=level.mask & kept[:, None]) for name, level in counted.items()}
     return counted
+
+
+class _Failures:
+    """The groups of one step that lost an expert to a failure."""
+
+    def __init__(self, group_size: int) -> None:
+        self.group_size = group_size
+        self.groups = 0
+
+    def count(self, report: RewardReport) -> None:
+        self.groups += int(report.failed.any(1).view(-1, self.group_size).any(1).sum())
+
+    def figures(self, report: RewardReport) -> dict[str, float]:
+        """Of all groups scored, refills included, those that lost an expert; of the step's, those that lost all."""
+        dropped = float((~report.judged).sum()) / self.group_size
+        return {"rewards/failed_groups": float(self.groups), "rewards/dropped_groups": dropped}
 
 
 class _Stopwatch:
@@ -273,5 +306,8 @@ class _Stopwatch:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self.add(name, now - self._last)
         self._last = now
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds

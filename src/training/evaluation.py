@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from src.policies.base import Decoder, Policy
+from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import RolloutKey
@@ -28,14 +29,17 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One evaluated rollout; `details` are the experts' further figures that apply to it."""
+    """One evaluated rollout; `details` are the experts' further figures that apply to it.
+
+    reward: in the scores' own units; None where an expert failed and may be dropped.
+    """
 
     index: int
     kind: str
     prompt: str
     plan: str
     ended: bool
-    reward: float
+    reward: float | None
     scores: dict[str, float]
     details: dict[str, float]
 
@@ -86,7 +90,11 @@ def evaluate(
         report = rewards(rollouts.pixels, asked)
         samples += _samples([index for index, _ in chosen], asked, rollouts, report)
     rewards.reset()
-    return Evaluation(tuple(sorted(_gathered(samples), key=lambda sample: sample.index)))
+    whole = tuple(sorted(_gathered(samples), key=lambda sample: sample.index))
+    if whole and all(sample.reward is None for sample in whole):
+        name, problem = next(iter(rewards.problems.items()), ("ensemble", "an expert failed on another rank"))
+        raise RewardError(name, f"not one of {len(whole)} images could be judged: {problem}")
+    return Evaluation(whole)
 
 
 def _samples(
@@ -101,7 +109,7 @@ def _samples(
             prompt=record.prompt,
             plan=rollouts.plans[row],
             ended=ended[row],
-            reward=totals[row],
+            reward=totals[row] if totals[row] == totals[row] else None,
             scores={n: s for n, s in zip(report.names, scores[row], strict=True) if s == s},
             details={n: values[row] for n, values in details.items() if values[row] == values[row]},
         )
@@ -112,7 +120,8 @@ def _samples(
 def _means(samples: Sequence[Sample]) -> dict[str, float]:
     columns: dict[str, list[float]] = {}
     for sample in samples:
-        figures = {"reward": sample.reward, **sample.scores, **sample.details, "plan/ended": float(sample.ended)}
+        reward = {} if sample.reward is None else {"reward": sample.reward}
+        figures = {**reward, **sample.scores, **sample.details, "plan/ended": float(sample.ended)}
         for name, value in figures.items():
             columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items()}

@@ -53,15 +53,18 @@ class PlanPenalties:
         if not self.overlong:
             return report
         lengths = rollouts.levels[PLAN].mask.sum(1)
-        penalty = self.overlong * overlong_penalty(lengths, self.max_tokens, self.margin)
-        return replace(report, total=report.total + penalty.to(report.total))
+        return _added(report, self.overlong * overlong_penalty(lengths, self.max_tokens, self.margin))
 
 
 def penalise_unfinished(report: RewardReport, ended: Tensor, penalty: float) -> RewardReport:
-    """The report with `penalty` taken off the total of every plan that did not end."""
-    if not penalty:
-        return report
-    return replace(report, total=report.total + unfinished_penalty(ended, penalty).to(report.total))
+    """The report with `penalty` taken off the reward of every plan that did not end."""
+    return _added(report, unfinished_penalty(ended, penalty)) if penalty else report
+
+
+def _added(report: RewardReport, penalty: Tensor) -> RewardReport:
+    """The report with `penalty` (N,) added to the reward, to the one that trains and to the raw one."""
+    penalty = penalty.to(report.total)
+    return replace(report, total=report.total + penalty, raw=report.raw + penalty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def refill(
     source: RefillSource,
     sample: SampleGroups,
 ) -> Refilled:
-    """Replace groups without signal by groups of other prompts, at most `rounds` times (DAPO, section 3.2).
+    """Replace groups without signal or reward by groups of other prompts, at most `rounds` times (DAPO, section 3.2).
 
     Each place of the global batch is refilled by itself, prompt and noise keyed by (step, attempt, place): no
     rank waits for another, any number of ranks gets the same groups, and a resumed run gets them again. Groups
@@ -92,7 +95,7 @@ def refill(
     """
     used = replaced = 0
     for attempt in range(1, rounds + 1):
-        places = without_signal(groups.report.total, group_size, tolerance).nonzero().flatten().tolist()
+        places = (~teaching(groups.report.total, group_size, tolerance)).nonzero().flatten().tolist()
         if not places:
             break
         positions = [batch.positions[place] for place in places]
@@ -100,8 +103,20 @@ def refill(
         keys = group_keys(seed, f"train/refill{attempt}", batch.step, positions, group_size)
         groups = put_in(groups, places, sample(records, keys), group_size)
         used, replaced = attempt, replaced + len(places)
-    silent = without_signal(groups.report.total, group_size, tolerance)
-    return Refilled(groups, used, replaced, (~silent).repeat_interleave(group_size))
+    kept = teaching(groups.report.total, group_size, tolerance)
+    return Refilled(groups, used, replaced, kept.repeat_interleave(group_size))
+
+
+def teaching(total: Tensor, group_size: int, tolerance: float = 0.0) -> Tensor:
+    """(B,) bool: the groups whose rewards differ by more than `tolerance`; those without a reward are not among them.
+
+    total (N,), NaN in all rows of a group that no expert could judge.
+    """
+    judged = ~total.view(-1, group_size).isnan().any(1)
+    kept = judged.clone()
+    if judged.any():
+        kept[judged] = ~without_signal(total.view(-1, group_size)[judged].flatten(), group_size, tolerance)
+    return kept
 
 
 def put_in(groups: Groups, places: Sequence[int], others: Groups, group_size: int) -> Groups:
@@ -115,7 +130,7 @@ def put_in(groups: Groups, places: Sequence[int], others: Groups, group_size: in
     return Groups(
         tuple(records[g] for g in source),
         select(join([groups.rollouts, others.rollouts]), chosen),
-        _report_rows(joined_reports([groups.report, others.report]), chosen),
+        joined_reports([groups.report, others.report]).rows(chosen),
         torch.cat([groups.bare, others.bare])[chosen],
     )
 
@@ -133,16 +148,8 @@ def joined_reports(reports: Sequence[RewardReport]) -> RewardReport:
         torch.cat([report.applicable for report in reports]),
         torch.cat([report.total for report in reports]),
         {name: torch.cat([detail(report, name) for report in reports]) for name in names},
-    )
-
-
-def _report_rows(report: RewardReport, index: Tensor) -> RewardReport:
-    return RewardReport(
-        report.names,
-        report.scores[index],
-        report.applicable[index],
-        report.total[index],
-        {name: value[index] for name, value in report.details.items()},
+        torch.cat([report.raw for report in reports]),
+        torch.cat([report.failed for report in reports]),
     )
 
 

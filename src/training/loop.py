@@ -222,7 +222,8 @@ def nothing_of(module: nn.Module) -> Tensor:
 
 
 def experience_metrics(collected: Collected, ranks: Ranks = ALONE) -> dict[str, float]:
-    """Reward, groups without signal and plan figures of one prompt batch, over all ranks: the same on each.
+    """Reward in the scores' own units, groups without signal and plan figures of one prompt batch, over all ranks:
+    the same on each. Without any judged group there is no reward to tell of.
 
     Every figure is computed once from all ranks' rollouts, in the order of ranks, so that it does not depend on how
     many there are. Rewards are those of the batch's own prompts, before dynamic sampling chose: comparable between
@@ -231,14 +232,16 @@ def experience_metrics(collected: Collected, ranks: Ranks = ALONE) -> dict[str, 
     sampled, group_size = collected.sampled, collected.experience.group_size
     parts = ranks.gather_named(_measured(collected))
     whole = joined_reports([_reported(sampled.names, part) for part in parts])
-    report = report_metrics(whole)
+    report = report_metrics(whole, group_size)
     figures = {
-        "reward": report.pop("total/mean"),
-        "reward_std": report.pop("total/std"),
-        "groups_without_signal": float(share_without_signal(whole.total, group_size)),
         "plan/length": float(torch.cat([part["length"] for part in parts]).float().mean()),
         "plan/ended": float(torch.cat([part["ended"] for part in parts]).float().mean()),
     }
+    judged = whole.total[whole.judged]
+    if judged.numel():
+        figures["reward"] = report.pop("total/mean")
+        figures["reward_std"] = report.pop("total/std")
+        figures["groups_without_signal"] = float(share_without_signal(judged, group_size))
     for name in collected.figures:
         values = [float(part[_FIGURE + name]) for part in parts]
         figures[name] = max(values) if name in FIGURE_MAXIMA else sum(values)
@@ -254,6 +257,8 @@ def _measured(collected: Collected) -> dict[str, Tensor]:
         "scores": report.scores,
         "applicable": report.applicable,
         "total": report.total,
+        "raw": report.raw,
+        "failed": report.failed,
         "length": rollouts.levels[PLAN].mask.sum(1),
         "ended": rollouts.ended,
         **{_DETAIL + name: value for name, value in report.details.items()},
@@ -265,4 +270,4 @@ def _measured(collected: Collected) -> dict[str, Tensor]:
 def _reported(names: tuple[str, ...], part: Mapping[str, Tensor]) -> RewardReport:
     """One rank's report out of what it measured."""
     details = {name.removeprefix(_DETAIL): value for name, value in part.items() if name.startswith(_DETAIL)}
-    return RewardReport(names, part["scores"], part["applicable"], part["total"], details)
+    return RewardReport(names, part["scores"], part["applicable"], part["total"], details, part["raw"], part["failed"])

@@ -154,6 +154,8 @@ class BiCoTModule(L.LightningModule):
         checkpoint["state_dict"] = self.trained_state()
         if self.entropy.used:
             checkpoint["entropy_control"] = self.entropy.state_dict()
+        if self.rewards.running:
+            checkpoint["rewards"] = self.rewards.state_dict()
         if self.reference_refresh is not None:
             assert isinstance(self.policy, RefreshableReference)
             checkpoint["reference"] = self.policy.reference_state()
@@ -162,6 +164,8 @@ class BiCoTModule(L.LightningModule):
         self._keep_settings(checkpoint)
         if "entropy_control" in checkpoint:
             self.entropy.load_state_dict(checkpoint["entropy_control"])
+        if "rewards" in checkpoint:
+            self.rewards.load_state_dict(checkpoint["rewards"])
         if checkpoint.get("reference"):
             assert isinstance(self.policy, RefreshableReference)
             self.policy.load_reference_state(checkpoint["reference"])

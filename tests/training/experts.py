@@ -52,3 +52,28 @@ class NaNAfter(RewardExpert):
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         self.seen += 1
         return pixels.flatten(1).mean(1) * (float("nan") if self.seen > self.calls else 1.0)
+
+
+class FailsFor(Red):
+    """`Red`, and a failure for every picture of a prompt with `word` in it."""
+
+    name = "fails_for"
+
+    def __init__(self, word: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.word = word
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if any(self.word in record.prompt for record in records):
+            raise MemoryError("no room")
+        return super().score(pixels, records)
+
+
+class Green(RewardExpert):
+    """How green a picture is, in [0, 1]."""
+
+    name = "green"
+    score_range = (0.0, 1.0)
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        return pixels[:, 1].flatten(1).mean(1)

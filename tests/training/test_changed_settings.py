@@ -39,7 +39,7 @@ def test_all_that_changed_is_shown_and_refused_unless_allowed(world: Path, capsy
     assert (run / "config.before-resume.yaml").read_bytes() == before
     assert "beta: 0.5" in (run / "config.yaml").read_text()
     assert [row["step"] for row in metrics_rows(run)] == ["0", "1", "2", "3", "4"]
-    # The schedule's own state would bring the old learning rate back; what was asked for is what is used.
+    # Optimiser and schedule keep their settings in the checkpoint; what was asked for is what is used.
     assert float(metrics_rows(run)[-1]["lr"]) == 0.02
 
 

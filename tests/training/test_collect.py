@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.rewards.base import RewardError
-from src.rewards.ensemble import RewardEnsemble
+from src.rewards.ensemble import RewardEnsemble, eight_bit
 from src.training.groups import penalise_unfinished
 from src.training.loop import experience_metrics
 from src.training.statistics import score_level
@@ -25,7 +25,7 @@ def test_rewards_and_advantages_by_hand() -> None:
     result = collected(tiny_policy())
     experience = result.experience
     records = [type("R", (), {"prompt": p}) for p in PROMPTS for _ in range(4)]
-    scores, _ = Red().score(result.rollouts.pixels, records)
+    scores, _ = Red().score(eight_bit(result.rollouts.pixels), records)
     torch.testing.assert_close(experience.report.total, scores)
     expected = []
     for start in range(0, 12, 4):

@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one update": {},
     "two updates": {"algorithm__updates_per_rollout": 2, "trainer__max_steps": 12, "evaluation__every": 6},
     "full": {"model__lora": "null", "optim__lr": 1e-3},
+    "running statistics": {"rewards__normalise": "running"},
     "linear schedule": {"optim__warmup_steps": 2, "optim__schedule": "linear", "optim__weight_decay": 0.1},
 }
 
@@ -296,6 +297,21 @@ def test_a_resume_may_cut_its_steps_otherwise(world: Path, tmp_path: Path) -> No
     assert [row["microbatch"] for row in metrics_rows(run)[1:]] == ["4.0", "2.0"]
     assert summary(run)["microbatch"] == 2
     assert summary(run)["memory_estimate"]["total"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_resume_may_find_its_experts_elsewhere(
+    world: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are and how the run is watched is not what it computes."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_batch(patch, 2, die)
+        with pytest.raises(Killed):
+            train(world, run)
+    moved = {"+rewards__devices__red": "cpu", "rewards__remote__retries": 2, "rewards__watch__window": 20}
+    assert train(world, run, resume="auto", **moved) == 0
+    assert_same_end(run, undisturbed("one update"))
 
 
 @pytest.mark.slow

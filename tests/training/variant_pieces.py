@@ -46,6 +46,7 @@ def gathered(
     *,
     algorithm: str = "grpo",
     expert: Any = None,
+    rewards: RewardEnsemble | None = None,
     guided: bool = True,
     reference: bool = True,
     refills: Any = None,
@@ -55,7 +56,7 @@ def gathered(
     """One prompt batch collected with `settings` of `CollectSettings`."""
     return collect(
         policy,
-        RewardEnsemble([expert or Red()]),
+        rewards or RewardEnsemble([expert or Red()]),
         OPERATIONS,
         algorithms.load(algorithm),
         batch or batch_of(PROMPTS[:3]),

@@ -5,12 +5,14 @@ from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.callbacks.logs import StepLogs
 from src.training.callbacks.progress import StepProgress
 from src.training.callbacks.report import RunReport
+from src.training.callbacks.reward_watch import RewardWatch
 from src.training.callbacks.validation import BestByValidation
 
 __all__ = [
     "BestByValidation",
     "GracefulStop",
     "ResumableCheckpoint",
+    "RewardWatch",
     "RunReport",
     "StepLogs",
     "StepProgress",

@@ -63,7 +63,7 @@ class StepLogs(Callback):
                     "kind": collected.records[0].task_type,
                     "plan": plans[row],
                     "ended": bool(collected.rollouts.ended[row]),
-                    "reward": round(float(report.total[row]), 4),
+                    "reward": round(float(report.raw[row]), 4) if bool(report.judged[row]) else None,
                     "scores": {
                         name: round(float(report.scores[row, column]), 4)
                         for column, name in enumerate(report.names)

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop
+from src.training.callbacks.reward_watch import RewardWatch
 from src.training.callbacks.validation import BestByValidation, load_weights
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, pictures
@@ -37,6 +38,7 @@ class RunReport(Callback):
         settings: EvaluationSettings,
         picture_prompts: int,
         validation: BestByValidation,
+        watch: RewardWatch,
         stop: GracefulStop,
         facts: dict[str, Any],
         started: float,
@@ -46,6 +48,7 @@ class RunReport(Callback):
         self.settings = settings
         self.pictured = spread(records, picture_prompts)
         self.validation = validation
+        self.watch = watch
         self.stop = stop
         self.facts = facts
         self.before: dict[str, Any] = {}
@@ -137,6 +140,7 @@ class RunReport(Callback):
             "seconds_per_step": round(self.seconds_training / max(1, steps), 4),
             "best_step": self.validation.best_step,
             "best_validation": self.validation.best,
+            "reward_warnings": list(self.watch.warnings.values()),
             **_before_and_after(self.before, after),
             "git_commit": git_commit(),
             "versions": versions(),

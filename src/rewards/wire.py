@@ -1,0 +1,288 @@
+"""What a trainer and a reward server say to each other: pictures and prompt records one way, scores the other.
+
+A request is bytes: MAGIC, the header's length (4 bytes, big-endian), the header (JSON) and the PNG files one after
+the other. PNG is lossless and the ensemble's pixels are 8-bit levels (`src.rewards.ensemble.eight_bit`), so that a
+served expert sees the very pixels a local one sees. An answer is JSON; float32 scores survive it exactly, NaN is
+null. Whatever does not fit, or is larger than `Limits`, is refused before it is decoded: both sides check, neither
+trusts the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from math import inf, isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.data.records import PromptDataError, parse_record
+from src.rewards.base import RewardError
+from src.rewards.experts import Answers, ExpertFacts, ExpertScores
+from src.values import PromptRecord
+
+MAGIC = b"BICOT1"
+CONTENT_TYPE = "application/octet-stream"
+SCORE_PATH, HEALTH_PATH = "/score", "/health"
+# Of the header, which holds the prompts: far above what thousands of records take.
+MAX_HEADER = 2**24
+
+
+class WireError(ValueError):
+    """A message is no message of this protocol, or too large; says what is wrong with it."""
+
+
+class TooLarge(WireError):
+    """A request is larger than the server's limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes in one request: images, pixels of all of them together, bytes."""
+
+    max_images: int = 1024
+    max_pixels: int = 2**27
+    max_bytes: int = 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """N pictures (N, 3, H, W) float32 in [0, 1] with their N records, for the experts `names` (None: all).
+
+    Without pictures it only asks which experts there are.
+    """
+
+    pixels: Tensor
+    records: tuple[PromptRecord, ...]
+    names: tuple[str, ...] | None
+
+
+def encode_request(pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str] | None) -> bytes:
+    """A request. pixels (N, 3, H, W) in [0, 1] at 8-bit levels; raises WireError where they are not finite."""
+    if not pixels.isfinite().all():
+        raise WireError("pixels are not finite")
+    levels = (pixels * 255.0).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    files = [_png(image) for image in levels]
+    unique: list[PromptRecord] = []
+    places = []
+    for record in records:
+        # The rollouts of a prompt share its record.
+        if not unique or record is not unique[-1]:
+            unique.append(record)
+        places.append(len(unique) - 1)
+    header = {
+        "names": None if names is None else list(names),
+        "records": [record_json(record) for record in unique],
+        "record_of": places,
+        "bytes": [len(file) for file in files],
+        "size": list(pixels.shape[2:]),
+    }
+    text = json.dumps(header, allow_nan=False).encode()
+    return b"".join((MAGIC, len(text).to_bytes(4, "big"), text, *files))
+
+
+def decode_request(body: bytes, limits: Limits) -> ScoreRequest:
+    """The request that `encode_request` made of it.
+
+    Raises WireError for bytes that are none, TooLarge for one beyond the limits; no picture is decoded before the
+    sizes of all are known to be allowed.
+    """
+    if len(body) > limits.max_bytes:
+        raise TooLarge(f"{len(body)} bytes; this server takes max_bytes={limits.max_bytes}")
+    header, rest = _header(body)
+    names = header["names"]
+    if names is not None and not _list_of(names, str):
+        raise WireError("header: names is no list of strings")
+    counts, places, size = header["bytes"], header["record_of"], header["size"]
+    if not (_list_of(counts, int) and _list_of(places, int) and _list_of(size, int) and len(size) == 2):
+        raise WireError("header: bytes, record_of and size are lists of numbers, size of two")
+    if len(counts) != len(places):
+        raise WireError(f"header: {len(counts)} pictures but {len(places)} records")
+    height, width = size
+    if min(size) < 1 or any(count < 1 for count in counts):
+        raise WireError("header: sizes and byte counts are at least 1")
+    if len(counts) > limits.max_images:
+        raise TooLarge(f"{len(counts)} pictures; this server takes max_images={limits.max_images}")
+    if len(counts) * height * width > limits.max_pixels:
+        raise TooLarge(
+            f"{len(counts)} pictures of {width} x {height}; this server takes max_pixels={limits.max_pixels} in all"
+        )
+    if sum(counts) != len(rest):
+        raise WireError(f"{len(rest)} bytes of pictures, the header says {sum(counts)}")
+    records = _records(header["records"])
+    if any(not 0 <= place < len(records) for place in places):
+        raise WireError(f"header: record_of names a record that is not there ({len(records)} are)")
+    pixels = torch.zeros(len(counts), 3, height, width)
+    start = 0
+    for number, count in enumerate(counts):
+        pixels[number] = _decoded_png(bytes(rest[start : start + count]), number, (width, height))
+        start += count
+    return ScoreRequest(pixels, tuple(records[place] for place in places), None if names is None else tuple(names))
+
+
+def encode_answer(
+    facts: Mapping[str, ExpertFacts], settings: Mapping[str, Any], answers: Answers, images: int
+) -> dict[str, Any]:
+    """The experts there are (facts, and the settings they were made with) and what they say, as JSON-like data."""
+    return {
+        "images": images,
+        "experts": {
+            name: {
+                # JSON has no infinity: null is no bound.
+                "score_range": [bound if isfinite(bound) else None for bound in fact.score_range],
+                "higher_is_better": fact.higher_is_better,
+                "settings": settings.get(name),
+            }
+            for name, fact in facts.items()
+        },
+        "answers": {name: _answer_json(answer) for name, answer in answers.items()},
+    }
+
+
+def decode_facts(data: Any) -> tuple[dict[str, ExpertFacts], dict[str, Any]]:
+    """Facts and settings by expert out of a decoded answer; raises WireError for something else."""
+    facts, settings = {}, {}
+    for name, entry in _object(data, "experts").items():
+        bounds, direction = _part(entry, "score_range"), _part(entry, "higher_is_better")
+        if not (isinstance(bounds, list) and len(bounds) == 2 and isinstance(direction, bool)):
+            raise WireError(f"answer: no facts of expert {name!r}")
+        low, high = (_number(bound, bound_without) for bound, bound_without in zip(bounds, (-inf, inf), strict=True))
+        facts[name] = ExpertFacts((low, high), direction)
+        settings[name] = entry.get("settings")
+    return facts, settings
+
+
+def decode_answers(data: Any, names: Sequence[str], images: int) -> dict[str, ExpertScores | RewardError]:
+    """What each of `names` says of `images` pictures; raises WireError for anything else."""
+    if _part(data, "images") != images:
+        raise WireError(f"answer: it is about {data['images']!r} pictures, asked were {images}")
+    answers = _object(data, "answers")
+    return {name: _decoded_answer(name, _part(answers, name), images) for name in names}
+
+
+def record_json(record: PromptRecord) -> dict[str, Any]:
+    """A record in the format of prompt files, which `parse_record` reads."""
+    data: dict[str, Any] = {"prompt": record.prompt, "task_type": record.task_type}
+    data |= {"nouns": list(record.nouns), "attr_nouns": list(record.attribute_nouns)}
+    if record.spatial is not None:
+        relation = record.spatial
+        data["spatial_info"] = {"obj1": relation.first, "obj2": relation.second, "locality": relation.locality}
+    data["numeracy_info"] = [{"obj_name": count.name, "num": count.number} for count in record.counts]
+    return {**data, "scene": dict(record.scene)}
+
+
+def _png(levels: np.ndarray[Any, Any]) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.ascontiguousarray(levels)).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _decoded_png(content: bytes, number: int, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) float32 of an RGB PNG file of `size` (width, height); the size is checked before any pixel is read."""
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            if image.size != size or image.mode != "RGB":
+                raise WireError(f"picture {number}: {image.mode} of {image.size}, the header says RGB of {size}")
+            levels = np.asarray(image)
+    except WireError:
+        raise
+    except Exception as error:  # whatever a decoder makes of bytes from outside
+        raise WireError(f"picture {number}: no PNG file ({type(error).__name__}: {error})") from error
+    return torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 255.0
+
+
+def _header(body: bytes) -> tuple[dict[str, Any], memoryview]:
+    start = len(MAGIC) + 4
+    if body[: len(MAGIC)] != MAGIC or len(body) < start:
+        raise WireError("no request of this protocol; trainer and server must be of the same version")
+    length = int.from_bytes(body[len(MAGIC) : start], "big")
+    if length > MAX_HEADER:
+        raise TooLarge(f"a header of {length} bytes; at most {MAX_HEADER} are taken")
+    text, rest = body[start : start + length], memoryview(body)[start + length :]
+    header = _json(text, "header")
+    keys = {"names", "records", "record_of", "bytes", "size"}
+    if not isinstance(header, dict) or set(header) != keys:
+        raise WireError(f"header: expected an object with {', '.join(sorted(keys))}")
+    return header, rest
+
+
+def _records(data: Any) -> list[PromptRecord]:
+    if not isinstance(data, list):
+        raise WireError("header: records is no list")
+    try:
+        return [parse_record(item, f"record {number}") for number, item in enumerate(data)]
+    except PromptDataError as error:
+        raise WireError(str(error)) from error
+
+
+def _answer_json(answer: ExpertScores | RewardError) -> dict[str, Any]:
+    if isinstance(answer, RewardError):
+        return {"error": answer.problem, "prompt": answer.prompt}
+    return {
+        "rows": list(answer.rows),
+        "scores": answer.scores.tolist(),
+        "details": {
+            name: [value if isfinite(value) else None for value in values.tolist()]
+            for name, values in answer.details.items()
+        },
+        "seconds": answer.seconds,
+    }
+
+
+def _decoded_answer(name: str, data: Any, images: int) -> ExpertScores | RewardError:
+    if isinstance(data, dict) and "error" in data:
+        return RewardError(name, str(data["error"]), None if data.get("prompt") is None else str(data["prompt"]))
+    rows, details = _part(data, "rows"), _object(data, "details")
+    if not _list_of(rows, int) or rows != sorted(set(rows)) or any(not 0 <= row < images for row in rows):
+        raise WireError(f"answer: expert {name!r} speaks of pictures that were not sent")
+    return ExpertScores(
+        rows,
+        _numbers(name, _part(data, "scores"), len(rows)),
+        {key: _numbers(name, values, len(rows)) for key, values in details.items()},
+        _number(_part(data, "seconds"), 0.0),
+    )
+
+
+def _numbers(name: str, data: Any, count: int) -> Tensor:
+    if not isinstance(data, list) or len(data) != count:
+        raise WireError(f"answer: expert {name!r} gives something else than {count} numbers")
+    return torch.tensor([_number(value, float("nan")) for value in data], dtype=torch.float32)
+
+
+def _number(value: Any, without: float) -> float:
+    """`value` as a float, `without` where it is null."""
+    if value is None:
+        return without
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WireError(f"answer: {value!r} is no number")
+    return float(value)
+
+
+def _json(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"{what}: not JSON ({error})") from error
+
+
+def _part(data: Any, key: str) -> Any:
+    if not isinstance(data, dict) or key not in data:
+        raise WireError(f"answer: {key!r} is missing")
+    return data[key]
+
+
+def _object(data: Any, key: str) -> dict[str, Any]:
+    part = _part(data, key)
+    if not isinstance(part, dict):
+        raise WireError(f"answer: {key!r} is no object")
+    return part
+
+
+def _list_of(value: Any, kind: type) -> bool:
+    """Whether it is a list of `kind`; true and false are no numbers."""
+    return isinstance(value, list) and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
