@@ -171,7 +171,7 @@ class BiCoTModule(L.LightningModule):
             self.policy.load_reference_state(checkpoint["reference"])
 
     def _keep_settings(self, checkpoint: dict[str, Any]) -> None:
-        """Optimiser and schedule keep their settings in their states: those of a run resumed with others must not win."""
+        """Optimiser and schedule keep their settings in their states; a run resumed with others has its own."""
         optim = self.optim
         for schedule in checkpoint["lr_schedulers"]:
             lr = optim.lr * self.lr_factor(schedule["last_epoch"])
