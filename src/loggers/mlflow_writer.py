@@ -260,6 +260,8 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
 
 def main() -> None:
     """Speak over the pipes this process was started with; whatever libraries print goes elsewhere."""
+    # `Writer` tries again by itself; MLflow's seven retries would keep every message back for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -7,7 +7,6 @@ import http.server
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,14 +20,13 @@ from typing import Any
 
 import pytest
 
-from src import cli
 from src.config import UserError
 from src.loggers import mlflow_logger
 from src.loggers.facts import RunFacts
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
-from src.train import COMMAND
 from src.training.run_folder import RunFolder, write_json, write_text
 from tests.conftest import ROOT, RunPython
+from tests.loggers.mlflow_server import MLflowServer
 from tests.tiny_run import SHORT, train
 
 
@@ -234,24 +232,6 @@ def test_a_server_that_is_no_mlflow_is_the_users_error(tmp_path: Path, not_mlflo
     logger.finalize("failed")
 
 
-def test_an_unreachable_server_ends_the_command_with_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    started = time.monotonic()
-    arguments = [*SHORT, f"run.dir={tmp_path / 'run'}", "logger=mlflow", f"logger.tracking_uri={uri}"]
-    # Told before any weight is loaded: the checkpoint named here does not exist.
-    assert cli.run(COMMAND, [*arguments, f"model.path={tmp_path / 'none'}"]) == 2
-    assert time.monotonic() - started < 30
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert f"logger.tracking_uri={uri}: no MLflow server answers there" in told[0]
-    assert not (tmp_path / "run").exists()
-
-
 # As if mlflow were not installed: no finder finds it, so that an import fails and a probe says no.
 NO_MLFLOW = """
 import sys
@@ -291,29 +271,11 @@ def test_other_loggers_never_import_mlflow(tmp_path: Path, choice: str) -> None:
 @pytest.fixture
 def server(root: Path) -> Iterator[str]:
     """MLflow's own server on the store of a short training run."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{root}/mlflow.db",
-         "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
+    server = MLflowServer(root / "mlflow.db")
     try:
-        until = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > until:
-                    pytest.fail("mlflow server did not start")
-                time.sleep(0.3)
-        yield url
+        yield server.start()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
 def rest(url: str, endpoint: str, **query: Any) -> Any:
