@@ -35,7 +35,7 @@ class MLflowServer:
         until = time.monotonic() + 120
         while True:
             try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
+                with urllib.request.urlopen(f"{self.url}/health", timeout=2):  # noqa: S310
                     return self.url
             except OSError as error:
                 if self.process.poll() is not None or time.monotonic() > until:

@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
+from src import resume as resuming
 from src.config import UserError
-from src.train import locate
 from src.training.metrics_file import MetricsFile
 from src.training.run_folder import RunFolder, newest_unfinished, write_json, write_text
 
 
 def config(tmp_path: Path, directory: Path | None = None, resume: Any = None, name: str = "exp") -> Any:
     run = SimpleNamespace(dir=None if directory is None else str(directory), root=str(tmp_path), name=name)
-    return SimpleNamespace(run=run, resume=None if resume is None else str(resume))
+    return SimpleNamespace(run=run, resume=SimpleNamespace(path=None if resume is None else str(resume)))
+
+
+def locate(config: Any) -> tuple[RunFolder, Path | None]:
+    return resuming.locate(config, "20250101-120000")
 
 
 def make_run(path: Path, finished: bool | None = None, age: int = 0) -> RunFolder:
