@@ -176,8 +176,10 @@ def _remote(rewards: Any, names: Sequence[str]) -> RemoteExperts | None:
     try:
         settings = RemoteSettings(remote.url, remote.timeout, remote.retries, remote.backoff, token=token)
         experts = RemoteExperts(settings, names)
-    except (ValueError, RewardError) as error:
-        raise UserError(f"rewards.remote.url={remote.url}: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except RewardError as error:
+        raise UserError(f"rewards.remote.url={remote.url}: {error.problem}") from error
     if token is not None and settings.parts.scheme == "http" and not is_loopback(settings.parts.hostname or ""):
         warnings.warn(
             f"rewards.remote.url={remote.url}: the token travels readable; use https or a tunnel", stacklevel=2

@@ -318,26 +318,66 @@ class SamplingConfig:
 
 
 @dataclass
-class GenerateConfig:
-    """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
+class PaintingConfig:
+    """Which model paints and how it samples, for the entry points that do."""
 
-    prompts: Any = None  # one prompt, a list, or - for one a line on standard input
-    prompts_file: str | None = None  # .txt with one a line, or .jsonl records
     run: str | None = None  # a run folder: its model, its adapter, its sampling
     adapter: str | None = None  # a PEFT folder for `model`
     base: str | None = None  # where the base checkpoint is now, if it moved
     model: Any = MISSING
-    rewards: Any = MISSING
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     temperature: float | None = None  # of both levels, as top_k and top_p
     top_k: int | None = None
     top_p: float | None = None
     guidance_scale: float | None = None
     max_plan_tokens: int | None = None
+
+
+@dataclass
+class GenerateConfig(PaintingConfig):
+    """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
+
+    prompts: Any = None  # one prompt, a list, or - for one a line on standard input
+    prompts_file: str | None = None  # .txt with one a line, or .jsonl records
+    rewards: Any = MISSING
     n: int = 4  # pictures a prompt
     seed: int = 0
     batch_size: int = 64  # pictures decoded at once
     out: str | None = None  # null: outputs/generated-<time>
+    overwrite: bool = False
+
+
+@dataclass
+class BenchmarkImagesConfig(PaintingConfig):
+    """``python -m src.benchmark_images``: a public benchmark's images, as its own scorer reads them."""
+
+    name: str | None = None  # geneval | t2i_compbench | wise | dpg | tiif
+    prompts: str | None = None  # file or folder of the user's copy; docs/BENCHMARKS.md
+    n: int | None = None  # images a prompt; null: what the scorer is made for
+    model_name: str = "model"  # of TIIF-Bench's paths
+    seed: int = 0
+    batch_size: int = 64  # pictures decoded at once
+    out: str | None = None
+
+
+@dataclass
+class ScoreGenevalConfig:
+    """``python -m src.score_geneval``: images in GenEval's layout, by its rules."""
+
+    images: str | None = None  # the folder of 00000, 00001, ...
+    out: str | None = None  # null: results.jsonl in `images`
+    detector: str | None = None  # a directory; null: detector_repository
+    detector_repository: str = "facebook/mask2former-swin-small-coco-instance"
+    clip: str | None = None  # a directory; null: clip_repository
+    clip_repository: str = "openai/clip-vit-large-patch14"
+    threshold: float = 0.3  # a detection's score must exceed it
+    counting_threshold: float = 0.9  # under the tag "counting"
+    max_objects: int = 16  # of a class
+    max_overlap: float = 1.0  # of two boxes of a class; 1: no suppression
+    position_threshold: float = 0.1  # of both boxes' sizes
+    samples: int | None = None  # images a prompt should have; null: benchmark.json's, else the most any has
+    allow_missing: bool = False  # score what is there
+    batch_size: int = 4  # images the detector sees at once
     overwrite: bool = False
 
 
@@ -404,6 +444,8 @@ class UploadConfig:
 ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
     "generate": GenerateConfig,
+    "benchmark_images": BenchmarkImagesConfig,
+    "score_geneval": ScoreGenevalConfig,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
     "serve_rewards": ServeRewardsConfig,

@@ -17,6 +17,7 @@ _POSITIVE: Check = (lambda v: v > 0, "a number > 0")
 _NOT_NEGATIVE: Check = (lambda v: v >= 0, "a number >= 0")
 _AT_LEAST_ONE: Check = (lambda v: v >= 1, "an integer >= 1")
 _MASS: Check = (lambda v: 0 < v <= 1, "a share above 0 and up to 1, or null for no truncation")
+_UP_TO_ONE: Check = (lambda v: 0 <= v <= 1, "a number in [0, 1]")
 _SHARE: Check = (
     lambda v: v > 0,
     "a number > 0; to train one level only set algorithm.level_weights, the KL then stays",
@@ -108,8 +109,16 @@ CHECKS: dict[str, Check] = {
     "rewards.watch.window": (lambda v: v >= 10, "an integer >= 10 (a trend needs points)"),
     "rewards.watch.threshold": _POSITIVE,
     "kernels": _one_of("auto", "triton", "torch"),
-    # generate, export, benchmark
-    "images": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
+    # score_geneval
+    "threshold": _UP_TO_ONE,
+    "counting_threshold": _UP_TO_ONE,
+    "max_objects": _AT_LEAST_ONE,
+    "max_overlap": (lambda v: 0 < v <= 1, "a share above 0 and up to 1 (1 is no suppression)"),
+    "position_threshold": _NOT_NEGATIVE,
+    "samples": _AT_LEAST_ONE,
+    # generate, benchmark_images, export, benchmark
+    # counts of benchmark; score_geneval has a folder under this name
+    "images": (lambda v: isinstance(v, str) or (len(v) > 0 and min(v) >= 1), "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),
     "rounds": _AT_LEAST_ONE,
     "group_size": _AT_LEAST_ONE,

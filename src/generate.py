@@ -241,10 +241,9 @@ def scores(rewards: RewardEnsemble, pixels: Tensor, records: Sequence[PromptReco
 
 def save_png(path: Path, pixels: Tensor) -> None:
     """Pixels (3, H, W) in [0, 1] as they were decoded, one file pixel a pixel."""
-    from PIL import Image
+    from src.images import to_image
 
-    array = (pixels.permute(1, 2, 0) * 255).round().byte().numpy()
-    Image.fromarray(array).save(path, format="PNG")
+    to_image(pixels).save(path, format="PNG")
 
 
 def write_grid(path: Path, entries: Sequence[Entry], tiles: Sequence[Tensor], total: int) -> None:

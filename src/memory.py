@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from src.policies.cache import rounded_places
 from src.policies.sizes import ModelSizes
 from src.values import IMAGE, PLAN
 
@@ -49,6 +50,10 @@ class StepShape:
     processes: int = 1
     expert_bytes: int = 0
     max_rows: int | None = None
+
+    def branches(self, level: str) -> int:
+        """Rows a rollout takes: two where an unconditional branch runs beside it."""
+        return 2 if self.guided and level == IMAGE else 1
 
     def at_once(self, rows: int) -> int:
         """How many of `rows` rollouts are decoded at once."""
@@ -112,17 +117,16 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
     weights: parameters, buffers, the frozen copy. optimiser: AdamW's two moments, and DDP's buckets.
     """
     buckets = sizes.trained_bytes if shape.processes > 1 else 0
+    rows = {"rollout": shape.at_once(shape.rollouts), "evaluation": shape.at_once(shape.evaluation_rows)}
+    kept = cache_of_rollouts(sizes, shape, max(rows.values()))  # stays for the next rollout
     return MemoryEstimate(
         weights=sizes.weight_bytes + sizes.reference_bytes,
         optimiser=2 * sizes.trained_bytes + buckets,
         experts=shape.expert_bytes,
         phases={
-            "rollout": rollout_bytes(sizes, shape, min(shape.rollouts, shape.max_rows or shape.rollouts)),
-            "evaluation": rollout_bytes(
-                sizes, shape, min(shape.evaluation_rows, shape.max_rows or shape.evaluation_rows)
-            ),
-            "reference": reference_bytes(sizes, shape, cut) if shape.reference else 0,
-            "update": update_bytes(sizes, shape, cut),
+            **{phase: rollout_bytes(sizes, shape, number) for phase, number in rows.items()},
+            "reference": kept + reference_bytes(sizes, shape, cut) if shape.reference else 0,
+            "update": kept + update_bytes(sizes, shape, cut),
         },
     )
 
@@ -169,25 +173,29 @@ def cache_bytes(sizes: ModelSizes, rows: int, places: int) -> int:
     return 2 * sizes.layers * rows * places * sizes.kv_heads * sizes.head_dim * sizes.element
 
 
-def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
-    """Both levels sampled for `rows` rollouts at once, then painted; the larger moment of the two.
+def cache_of_rollouts(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
+    """The cache that both levels of `rows` rollouts use in turn: the image level's, both branches of guidance."""
+    return max(
+        cache_bytes(sizes, shape.branches(level) * rows, rounded_places(shape.contexts[level] + tokens))
+        for level, tokens in ((PLAN, shape.plan_tokens), (IMAGE, sizes.image_tokens))
+    )
 
-    Sampling: the decoding form of the weights, the cache of the image level (both branches of guidance) and that of
-    the prefill, logits with their sums in float64, and the features of the guidance branch.
+
+def rollout_bytes(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
+    """Both levels sampled for `rows` rollouts at once, then painted: what stays, and the largest moment.
+
+    What stays: the decoding form of the weights, the cache, the features of the guidance branch. Moments: reading the
+    contexts (keys and values of each beside the cache), drawing a token, painting.
     """
-    branches = 2 if shape.guided else 1
-    levels = []
-    for level, tokens in ((PLAN, shape.plan_tokens), (IMAGE, sizes.image_tokens)):
-        both = branches if level == IMAGE else 1
-        context = shape.contexts[level]
-        cache = cache_bytes(sizes, both * rows, context + tokens)
-        prefill = cache_bytes(sizes, rows, context) + inference_bytes(sizes, rows * context)
+    moments = [painting_bytes(sizes, rows)]
+    for level in (PLAN, IMAGE):
+        both, context = shape.branches(level), shape.contexts[level]
+        reading = cache_bytes(sizes, both * rows, context) + inference_bytes(sizes, rows * context)
         # Logits of both branches; in plain torch also five rows in float64 (kernels/sampling.py), in Triton none.
         drawn = both * sizes.element + (0 if shape.fused_head else 5 * 2 * FLOAT)
-        drawing = rows * sizes.vocabularies[level] * drawn
-        kept = rows * tokens * sizes.features[level] * sizes.element if both == 2 else 0
-        levels.append(cache + max(prefill, drawing) + kept)
-    return max(decoder_bytes(sizes) + max(levels), painting_bytes(sizes, rows))
+        moments += [reading, rows * sizes.vocabularies[level] * drawn]
+    kept = rows * sizes.image_tokens * sizes.features[IMAGE] * sizes.element if shape.guided else 0
+    return decoder_bytes(sizes) + cache_of_rollouts(sizes, shape, rows) + kept + max(moments)
 
 
 def decoder_bytes(sizes: ModelSizes) -> int:

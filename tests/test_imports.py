@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shapes": ("src.values",),
     "rollout": ("src.values", "src.phases", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
+<<<<<<< HEAD
     "training": (
         "src.values",
         "src.phases",
@@ -38,6 +39,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *REWARDS,
         "kernels",
     ),
+=======
+    "images": (),
+    "geneval": (),
+    # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
+    "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
+    "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
+>>>>>>> main
 }
 # Single modules that may do more than their room.
 EXTRA: dict[str, tuple[str, ...]] = {
@@ -143,6 +151,9 @@ def test_every_room_is_listed() -> None:
         ),
         ("src/rewards/base.py", "from src.shapes.judge import judge", "src.shapes.judge"),
         ("src/policies/janus.py", "from .. import rollout", "src.rollout"),
+        ("src/benchmarks/writer.py", "from src.rollout import decode", "src.rollout.decode"),
+        ("src/benchmarks/geneval.py", "import src.geneval.detector", "src.geneval.detector"),
+        ("src/geneval/rules.py", "from src.data import jsonl", "src.data.jsonl"),
         ("src/training/loop.py", "from src.rewards.shapes_judge import ShapesJudge", "src.rewards.shapes_judge"),
         ("src/training/loop.py", "from src import train", "src.train"),
         ("src/values.py", "from src.data import jsonl", "src.data.jsonl"),

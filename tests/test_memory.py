@@ -18,6 +18,7 @@ from src.memory import (
     activation_bytes,
     cache_bytes,
     choose_cut,
+    decoder_bytes,
     embedding_bytes,
     estimate,
     head_bytes,
@@ -149,6 +150,7 @@ def test_rollouts_and_scoring(hidden: int, layers: int, vocabulary: int, dtype: 
     )
     prompts = ["a red circle", "two blue square left of a green circle"] * 4
     settings = RolloutSettings(Sampling(), Sampling(1.0, 2.0), 24)
+    policy.decoder()  # in half precision this puts the weights together, once, and stays
     with AliveBytes() as alive:
         rollouts = roll_out(policy, policy.decoder(), prompts, group_keys(0, "train", 0, range(8), 1), settings)
     contexts = {name: level.context.ids.shape[1] for name, level in rollouts.levels.items()}
@@ -157,7 +159,8 @@ def test_rollouts_and_scoring(hidden: int, layers: int, vocabulary: int, dtype: 
         SHAPE, rollouts=8, group_size=1, contexts=contexts, plan_tokens=rollouts.levels[PLAN].ids.shape[1],
         fused_head=False, mask_per_layer=False,
     )  # fmt: skip
-    assert 0.95 * alive.peak < rollout_bytes(sizes, shape, 8) < 1.5 * alive.peak
+    there_before = 0 if sizes.merged else decoder_bytes(sizes)
+    assert 0.95 * alive.peak < rollout_bytes(sizes, shape, 8) - there_before < 1.5 * alive.peak
     for rows in (None, 4):
         with AliveBytes() as alive:
             kept = policy.decoder()

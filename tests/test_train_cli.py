@@ -34,7 +34,14 @@ def refused(world: Path, run: Path, capsys: pytest.CaptureFixture[str], **settin
         ({"rollout__guidance_scale": -2}, ["rollout.guidance_scale=-2"]),
         ({"algorithm__name": "nonesuch"}, ["algorithm.name=nonesuch", "grpo"]),
         ({"kernels": "cuda"}, ["kernels=cuda", "torch"]),
-        ({"rewards__combine": "product"}, ["rewards.combine=product", "sum"]),
+        ({"rewards__combine": "max"}, ["rewards.combine=max", "sum"]),
+        ({"rewards__normalise": "each"}, ["rewards.normalise=each", "running"]),
+        (
+            {"rewards__combine": "product", "rewards__normalise": "group"},
+            ["rewards.combine=product", "'red'", "normalise=none"],
+        ),
+        ({"+rewards__devices__red": "cuda:99"}, ["rewards.devices.red=cuda:99", "offload"]),
+        ({"rewards__remote__url": "somewhere"}, ["rewards.remote.url=somewhere", "http://host:port"]),
     ],
 )
 def test_values_that_cannot_work_give_one_line(

@@ -17,13 +17,14 @@ def read_jsonl(path: str | Path, bad: BadLines | None = None) -> list[PromptReco
     record or cannot be read, and for the first line that is no record, unless `bad` skips those.
     """
     path, bad = Path(path), bad or BadLines()
-    records = bad.good(filled_lines(path), lambda line: parse_record(_value(*line), line[1]))
+    records = bad.good(filled_lines(path), lambda line: parse_record(json_value(*line), line[1]))
     if not records:
         raise bad.all_bad(str(path), "one JSON object a line")
     return records
 
 
-def _value(line: bytes, where: str) -> object:
+def json_value(line: bytes, where: str) -> object:
+    """The JSON value of a line; raises PromptDataError that starts with `where` for what is none."""
     text = decoded(line, where)
     try:
         return json.loads(text)

@@ -70,7 +70,7 @@ class CacheMemory:
 
         A level never gets fewer places than before, and for equal rows and places the same addresses.
         """
-        places = max(-(-places // PLACES_STEP) * PLACES_STEP, self._places.get(level, 0))
+        places = max(rounded_places(places), self._places.get(level, 0))
         self._places[level] = places
         keys, values = self._memory(shape, shape.elements(rows, places))
         if rows not in self._small:
@@ -124,5 +124,9 @@ class CacheMemory:
 
 def rows_within(budget: int, shape: CacheShape, places: int) -> int:
     """How many rows of `places` places `budget` bytes hold, at least 1."""
-    rounded = -(-places // PLACES_STEP) * PLACES_STEP
-    return max(1, budget // shape.bytes(1, rounded))
+    return max(1, budget // shape.bytes(1, rounded_places(places)))
+
+
+def rounded_places(places: int) -> int:
+    """How many places a cache has that needs `places`."""
+    return -(-places // PLACES_STEP) * PLACES_STEP

@@ -64,7 +64,9 @@ class RankWatch(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size == 1:
             return
-        self._store = dist.distributed_c10d._get_default_store().clone()
+        # A connection of its own: the main thread may be waiting on the first for long.
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store = store.clone()
         self._store.set(_key(trainer.global_rank), b"0")
         dist.barrier()
         self._children = list(getattr(trainer.strategy.launcher, "procs", ()))

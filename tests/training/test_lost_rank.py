@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,12 @@ def gone(pid: int, seconds: float) -> float:
     return time.monotonic() - start
 
 
-def test_rank_one_dies(world: Path, tmp_path: Path) -> None:
+def test_rank_one_dies(world: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with two_ranks(world, run, log) as (process, child):
         os.kill(child, signal.SIGKILL)
-        assert gone(process.pid, 60) < BOUND
+        record_property("seconds", seconds := gone(process.pid, 60))
+        assert seconds < BOUND
         assert process.wait() == 1
     told = log.read_text()
     assert "error: local rank 1 ended with signal 9; rank 0 of 2 stops in: " in told, told
@@ -96,25 +97,29 @@ def test_rank_one_dies(world: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in metrics_rows(run)] == [str(step) for step in range(steps + 3)]
 
 
-def test_rank_zero_dies(world: Path, tmp_path: Path) -> None:
+def test_rank_zero_dies(world: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The store dies with it, and a collective may, too: whatever is noticed first ends rank 1."""
     run, log = tmp_path / "run", tmp_path / "log"
     with two_ranks(world, run, log) as (process, child):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert gone(child, 60) < BOUND
+        record_property("seconds", seconds := gone(child, 60))
+        assert seconds < BOUND
     told = log.read_text()
     assert "error: " in told, told
     assert "rank 0 does not answer any more" in told or "the connection to another rank is lost" in told, told
     assert_nothing_half_written(run)
 
 
-def test_a_rank_that_stands_still_is_noticed(world: Path, tmp_path: Path) -> None:
+def test_a_rank_that_stands_still_is_noticed(
+    world: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """As on a machine that is gone: no process ends, no connection closes, nothing is heard any more."""
     run, log = tmp_path / "run", tmp_path / "log"
     with two_ranks(world, run, log) as (process, child):
         os.kill(child, signal.SIGSTOP)
-        assert gone(process.pid, 90) < BOUND + RANK_SECONDS
+        record_property("seconds", seconds := gone(process.pid, 90))
+        assert seconds < BOUND + RANK_SECONDS
         assert process.wait() == 1
     told = log.read_text()
     assert f"error: rank 1 gave no sign of life for {RANK_SECONDS} s (watchdog.rank_seconds)" in told, told
