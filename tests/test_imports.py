@@ -28,7 +28,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shapes": ("src.values",),
     "rollout": ("src.values", "src.phases", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
-<<<<<<< HEAD
+    "images": (),
+    "geneval": (),
+    # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
+    "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
     "training": (
         "src.values",
         "src.phases",
@@ -39,13 +42,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *REWARDS,
         "kernels",
     ),
-=======
-    "images": (),
-    "geneval": (),
-    # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
-    "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
-    "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
->>>>>>> main
 }
 # Single modules that may do more than their room.
 EXTRA: dict[str, tuple[str, ...]] = {
