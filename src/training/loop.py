@@ -64,7 +64,8 @@ class GroupedRolloutLoop(_ManualOptimization):
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         self.finished_batches = state_dict["finished_batches"]
-        self.skipped.load_state_dict(state_dict["skipped"])
+        if "skipped" in state_dict:  # absent in checkpoints made before steps could be skipped
+            self.skipped.load_state_dict(state_dict["skipped"])
 
     @property
     def _module(self) -> BiCoTModule:

@@ -57,10 +57,15 @@ class _Hashing:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -79,7 +84,13 @@ def write_whole(path: Path, write: Callable[[Any], object], keep_as: Path | None
     with saving(path):
         with partial.open("wb") as file:
             hashing = _Hashing(file)
-            write(hashing)
+            try:
+                write(hashing)
+            except RuntimeError:
+                # torch's writer, cut short, complains of its own state instead.
+                if hashing.error is not None:
+                    raise hashing.error from None
+                raise
             file.flush()
             os.fsync(file.fileno())
         _keep(path, keep_as)

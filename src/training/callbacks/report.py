@@ -21,6 +21,7 @@ from src.training.module import BiCoTModule
 from src.training.pictures import sheet
 from src.training.provenance import git_commit, versions
 from src.training.run_folder import RunFolder, write_json
+from src.training.sound_files import saving
 from src.values import PromptRecord
 
 
@@ -81,7 +82,8 @@ class RunReport(Callback):
         self.seconds_training, self._entered = self._training_seconds(), 0.0
         load_weights(self.folder.best_weights, pl_module)
         if trainer.is_global_zero and getattr(pl_module.policy, "adapter", None) is not None:
-            pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
+            with saving(self.folder.adapter):
+                pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
         self._write_summary(trainer, after=None)
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
@@ -117,7 +119,8 @@ class RunReport(Callback):
             for record, reward in zip(self.pictured, report.total.tolist(), strict=True)
         ]
         title = f"{when} training: {_shown(means)} over {len(self.records)} test prompts"
-        sheet(self.folder.samples(when), title, [r.prompt for r in self.pictured], plans, pixels, captions)
+        with saving(self.folder.samples(when)):
+            sheet(self.folder.samples(when), title, [r.prompt for r in self.pictured], plans, pixels, captions)
 
     def _training_seconds(self) -> float:
         """Wall time inside training, evaluations left out, earlier sittings included."""
