@@ -79,9 +79,13 @@ def sound_checkpoint(folder: RunFolder, checkpoint: Path) -> Path:
 
 def _offer(folder: RunFolder, bad: Path) -> str:
     for other in folder.checkpoints():
-        if other != bad and damage(other) is None:
+        if other == bad or damage(other) is not None:
+            continue
+        try:
             step = checkpoint_state(other)["global_step"]
-            return f"the newest valid one is that of step {step}: the same command with resume={other}"
+        except UserError:
+            continue
+        return f"the newest valid one is that of step {step}: the same command with resume={other}"
     return f"there is no other valid one; begin again in another folder (run.dir), without resume={folder.path}"
 
 

@@ -58,6 +58,11 @@ def test_both_spellings_mean_the_same(given: str) -> None:
     assert (config.resume.path, config.resume.allow_changes) == ("auto", True)
 
 
+def test_only_the_bare_key_is_short_for_a_path() -> None:
+    given = ["resume=auto", "resume=a,b", "resume.path=x=y", "data.resume=1", "~resume", "resume"]
+    assert cli.spelled_out(given) == ["resume.path=auto", "resume.path=a,b", *given[2:]]
+
+
 def test_a_mistyped_key_below_resume_is_named() -> None:
     with pytest.raises(UserError, match=r"resume\.alow_changes: no such key\. Did you mean resume\.allow_changes"):
         cli.compose(["experiment=bicot_lora", "resume.alow_changes=true"])
