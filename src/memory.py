@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from src.policies.cache import rounded_places
+from src.policies.cache import SHARE_OF_FREE_MEMORY, rounded_places
 from src.policies.sizes import ModelSizes
 from src.values import IMAGE, PLAN
 
@@ -171,6 +171,13 @@ def choose_cut(
 def cache_bytes(sizes: ModelSizes, rows: int, places: int) -> int:
     """Keys and values of `rows` rows of up to `places` tokens."""
     return 2 * sizes.layers * rows * places * sizes.kv_heads * sizes.head_dim * sizes.element
+
+
+def rows_at_once(sizes: ModelSizes, shape: StepShape, card: int) -> int:
+    """How many rollouts are decoded at once where no number is set: what their share of the free memory holds."""
+    unset = replace(shape, max_rows=None)
+    free = card - RESERVED - estimate(sizes, unset, StepCut()).constant
+    return max(1, int(SHARE_OF_FREE_MEMORY * free) // cache_of_rollouts(sizes, unset, 1))
 
 
 def cache_of_rollouts(sizes: ModelSizes, shape: StepShape, rows: int) -> int:

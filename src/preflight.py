@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from src import build
 from src.config import UserError
-from src.memory import GIB, MemoryEstimate, StepCut, StepShape, choose_cut, estimate
+from src.memory import GIB, MemoryEstimate, StepCut, StepShape, choose_cut, estimate, rows_at_once
 from src.policies.base import Policy
 from src.policies.janus import JanusPolicy
 from src.policies.sizes import model_sizes
@@ -62,6 +62,8 @@ def fit_to_memory(config: DictConfig, policy: Policy, data: Any, rewards: Reward
     sizes = model_sizes(policy)
     shape = step_shape(config, policy, data, rewards, trainer)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    if card is not None and shape.max_rows is None:
+        shape = replace(shape, max_rows=rows_at_once(sizes, shape, card))
     cut = choose_cut(sizes, shape, optim.microbatch, optim.split_levels, again, card)
     needed = estimate(sizes, shape, cut)
     if card is not None:

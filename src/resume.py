@@ -17,13 +17,16 @@ from src.training.sound_files import checksum_path, damage
 
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim", "run.seed")
-# But not what cuts a step and leaves its objective alone (a run that did not fit may go on with others), nor where
-# the experts are (a server may come back at another address), nor when to give up.
+# But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
+# where the experts are (a server may come back at another address), nor when to give up.
 FREE = (
     "optim.microbatch",
     "optim.split_levels",
     "optim.activation_checkpointing",
     "optim.max_skipped_steps",
+    "rollout.max_rows",
+    "rollout.graph",
+    "rollout.engine",
     "rewards.devices",
     "rewards.remote",
     "rewards.watch",

@@ -17,6 +17,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts
+from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.resume import check_settings, finished_batches, refuse_other_weights
 from src.training.callbacks import (
@@ -64,7 +65,7 @@ class Session:
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
-        operations = build.build_operations(config)
+        operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
             check_settings(folder, config)
             data.start_step = finished_batches(checkpoint)
@@ -82,6 +83,7 @@ class Session:
         policy = build.build_policy(config)
         fitted = fit_to_memory(config, policy, data, rewards, trainer)
         report.facts["memory_estimate"] = fitted.figures()
+        report.facts["rollout_graph"] = isinstance(policy, HasEngine) and engine.captures(build.device(config))
         module = build.build_module(config, policy, rewards, fitted.cut)
         if checkpoint is not None:
             refuse_other_weights(checkpoint, module.trained_state())

@@ -83,6 +83,10 @@ class CapturableDecoder(Decoder, Protocol):
         """How many rows of `places` tokens (context included) the device has memory for; None: no limit known."""
         ...
 
+    def finish(self, state: Any) -> None:
+        """The decode of `state` is over; without ``engine.reuse_cache`` its memory is given back."""
+        ...
+
     def moving(self, state: Any) -> Sequence[Tensor]:
         """The small tensors that `advance` changes; put back, a step can be repeated (the cache needs no care)."""
         ...
@@ -93,6 +97,10 @@ class HasEngine(Protocol):
     """A policy whose rollouts take `EngineSettings`; the next `decoder()` follows what is set here."""
 
     engine: EngineSettings
+
+    def release_cache(self) -> None:
+        """Give back what is kept from one rollout to the next; it is made anew when needed."""
+        ...
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The policy for every Janus checkpoint in transformers' format, tiny or 7B."""
+"""The policy for every Janus checkpoint, tiny or 7B."""
 
 from __future__ import annotations
 
@@ -135,6 +135,10 @@ class JanusPolicy(nn.Module):
     def decoder(self) -> JanusDecoder:
         """The weights as they are now; unmerged, one decoder that lives as long as the weights stay where they are."""
         return self._keeper.decoder(self.janus, self.engine, self.merge_rollout)
+
+    def release_cache(self) -> None:
+        """Give back what is kept from one rollout to the next; it is made anew when needed."""
+        self._keeper.release()
 
     @contextmanager
     def reference(self) -> Iterator[JanusDecoder]:

@@ -85,7 +85,10 @@ def _decode_rows(
     step = TokenStep(decoder, shape, state, features) if capture is None else _kept(decoder, shape, state, features)
     step.begin(state, features, noise)
     _finish(step, capture, LOOK_EVERY.get(features.device.type, LOOK_EVERY_ELSEWHERE))
-    return _level(step, context, unconditional, copy=capture is not None)
+    level_made = _level(step, context, unconditional, copy=capture is not None)
+    if isinstance(decoder, CapturableDecoder):
+        decoder.finish(state)
+    return level_made
 
 
 def _kept(decoder: Any, shape: StepShape, state: Any, features: Tensor) -> TokenStep:

@@ -29,7 +29,13 @@ from src.rewards.ensemble import report_metrics
 from src.training.collect import Collected, NonFiniteError
 from src.training.groups import joined_reports
 from src.training.module import BiCoTModule
-from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, release_memory, smaller_microbatch
+from src.training.out_of_memory import (
+    SMALLER_ROLLOUT,
+    DoesNotFit,
+    give_up_cache,
+    release_memory,
+    smaller_microbatch,
+)
 from src.training.ranks import ALONE, Ranks, current_ranks
 from src.training.skipped_steps import SkippedSteps
 from src.training.update import NOT_FINITE, Metrics, MicroBatch, microbatches, run_update, shown
@@ -125,7 +131,8 @@ class GroupedRolloutLoop(_ManualOptimization):
         return self._metrics_over_ranks({name: {**first[name], **metrics[name]} for name in metrics})
 
     def _accumulate(self, experience: Experience, optimizer: Any) -> tuple[Metrics, Experience]:
-        """The gradient of one update; out of memory in a single process, again with half the microbatch.
+        """The gradient of one update; out of memory in a single process, again without the rollouts' cache, then
+        with half the microbatch.
 
         The objective does not depend on the microbatch, and the rollouts are kept.
         """
@@ -136,7 +143,8 @@ class GroupedRolloutLoop(_ManualOptimization):
                 return run_update(experience, self._parts(experience), self._forward, self._backward, self._no_sync)
             except torch.OutOfMemoryError as error:
                 size, processes = module.microbatch or len(experience), self.trainer.world_size
-                module.microbatch = smaller_microbatch(size, len(experience), processes, error)
+                if not give_up_cache(module.policy, processes):
+                    module.microbatch = smaller_microbatch(size, len(experience), processes, error)
             # Only here, behind the handler: the error's traceback holds the graph.
             optimizer.zero_grad()
             release_memory()

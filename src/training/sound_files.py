@@ -162,7 +162,9 @@ def _keep(path: Path, keep_as: Path | None) -> None:
     """A second name for the content of `path`, which is about to be replaced."""
     if keep_as is None or not path.is_file():
         return
-    digest = (digests(path) or [file_digest(path)])[-1]
+    known = digests(path)
+    # Of two the file has one: an earlier replacement was cut short.
+    digest = known[0] if len(known) == 1 else file_digest(path)
     partial = partial_path(keep_as)
     partial.unlink(missing_ok=True)
     try:
