@@ -31,8 +31,8 @@ class Timed(NamedTuple):
 def in_turn(works: Mapping[str, Work], rounds: int, device: torch.device) -> Timed:
     """Run every work twice to warm up, then `rounds` times in turn.
 
-    The first time kernels are compiled and graphs captured; a cache that grows then drops captures, which the second makes
-    anew.
+    The first time kernels are compiled and graphs captured; a cache that grows then drops captures, and the second
+    makes them anew.
 
     A work that raises is out, the others go on.
     """
