@@ -175,7 +175,7 @@ class MLflowLogger(Logger):
 
     def _go_on_without(self, reason: str) -> None:
         say(
-            f"mlflow: no server answers at {self.store.uri} ({reason}); the run goes on without it, metrics.csv has"
+            f"mlflow: nobody answers for {self.store.uri} ({reason}); the run goes on without it, metrics.csv has"
             f" everything: {UPLOAD} run={self.run.folder.path} writes it there later"
         )
 
@@ -186,7 +186,7 @@ class MLflowLogger(Logger):
             known = Journal(self.store.uri, self.experiment_name, self._name())
         changed = replace(
             known,
-            tags=self._tags(),
+            tags=known.tags or self._tags(),
             parameters=known.parameters or self._parameters,
             run_id=run_id,
             pending=pending or known.pending,

@@ -22,7 +22,7 @@ class NoAnswer(RuntimeError):
 
 
 class NoServer(RuntimeError):
-    """No server answers at the store's address."""
+    """No server answers at the store's address, or the writer itself is gone: nothing the user got wrong."""
 
 
 class WriterProcess:
@@ -56,22 +56,22 @@ class WriterProcess:
         """The text of the next answer of this kind.
 
         Raises:
-            RuntimeError: with what went wrong, if the writer failed or died; NoServer if no server answers it;
+            RuntimeError: with what went wrong, if the store refused; NoServer if none answers or the writer died;
                 NoAnswer if it took too long.
         """
         until = time.monotonic() + seconds
         while True:
             if self._died is not None and self._answers.empty():
-                raise RuntimeError(self._died)
+                raise NoServer(self._died)
             try:
                 answer, text = self._answers.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 raise NoAnswer(f"no answer within {seconds:.0f} s") from None
             if answer == kind:
                 return text
-            if answer == "unreachable":
+            if answer in ("unreachable", "died"):
                 raise NoServer(text)
-            if answer in ("failed", "died"):
+            if answer == "failed":
                 raise RuntimeError(text)
 
     def tell_warnings(self) -> None:
