@@ -37,14 +37,14 @@ def _install(session: nox.Session, *what: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast suite."""
-    _install(session, "-e", ".[dev]")
+    _install(session, "-e", ".[dev,browser]")
     session.run("pytest", "-m", "not slow", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The tests marked slow, without those of `tests_faults`."""
-    _install(session, "-e", ".[dev]")
+    _install(session, "-e", ".[dev,browser]")
     session.run("pytest", "-m", "slow and not faults", *session.posargs, env=ONE_THREAD)
 
 

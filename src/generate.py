@@ -105,11 +105,16 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
         model |= {"path": str(source.base), "adapter": str(source.adapter)}
     elif config.base is not None:
         model["path"] = config.base
-    sampling |= {key: config[key] for key in ("guidance_scale", "max_plan_tokens") if config[key] is not None}
+    return {"model": model, "weights": weights, "sampling": sampling | sampling_asked_for(config)}
+
+
+def sampling_asked_for(config: DictConfig) -> dict[str, Any]:
+    """What the command line says about sampling; it comes before a run's and a model's own."""
+    asked = {key: config[key] for key in ("guidance_scale", "max_plan_tokens") if config[key] is not None}
     for key in ("temperature", "top_k", "top_p"):
         if config[key] is not None:
-            sampling |= {f"plan_{key}": config[key], f"image_{key}": config[key]}
-    return {"model": model, "weights": weights, "sampling": sampling}
+            asked |= {f"plan_{key}": config[key], f"image_{key}": config[key]}
+    return asked
 
 
 def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:

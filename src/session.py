@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
-from src.loggers.facts import RunFacts
+from src.loggers.facts import RunFacts, dataset_facts
 from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.resume import check_settings, finished_batches, refuse_other_weights
@@ -28,11 +28,13 @@ from src.training.callbacks import (
     RunReport,
     StepLogs,
     StepProgress,
+    ValidationSheets,
 )
+from src.training.callbacks.report import spread
 from src.training.checkpoint_io import SoundCheckpointIO
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
-from src.training.provenance import hardware
+from src.training.provenance import hardware, reset_peak_memory
 from src.training.rank_watch import RankWatch
 from src.training.run_folder import RunFolder, write_text
 from src.training.watchdog import Watchdog
@@ -62,6 +64,7 @@ class Session:
         What the user gave is checked before any weight is loaded.
         """
         quiet()
+        reset_peak_memory()
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
@@ -70,7 +73,8 @@ class Session:
             check_settings(folder, config)
             data.start_step = finished_batches(checkpoint)
         stop = GracefulStop()
-        facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None)
+        datasets = dataset_facts(config.data, data)
+        facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None, datasets)
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
         rank_watch = RankWatch(config.watchdog.rank_seconds, folder.what_is_left)
@@ -102,13 +106,15 @@ def _callbacks(
     config: DictConfig, folder: RunFolder, data: Any, kernels: str, stop: GracefulStop, started: float
 ) -> tuple[list[L.Callback], RunReport]:
     settings, evaluation = build.evaluation_settings(config), config.evaluation
+    validated = data.validation_records[: evaluation.validation_prompts]
     validation = BestByValidation(
-        data.validation_records[: evaluation.validation_prompts],
+        validated,
         settings,
         evaluation.every,
         evaluation.monitor,
         folder.best_weights,
         stop,
+        ValidationSheets(validated, spread(validated, evaluation.picture_prompts), folder.validation_samples),
     )
     watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     report = RunReport(

@@ -21,8 +21,9 @@ def upload(config: DictConfig) -> int:
     """Fill the run's MLflow run from its folder, or begin one; returns the exit code.
 
     Only what is missing is written, so that a second time changes nothing: of each metric the steps that the store
-    has no entry for, the parameters and artifacts it lacks. A run that was logged elsewhere, or to metrics.csv alone,
-    gets an MLflow run of its own. Not for a run that is still going on: it may be writing the same.
+    has no entry for, the parameters, data sets, pictures and artifacts it lacks. A run that was logged elsewhere, or
+    to metrics.csv alone, gets an MLflow run of its own. Not for a run that is still going on: it may be writing the
+    same.
     """
     from src.loggers.mlflow_journal import write_journal
     from src.loggers.store import locate_store
@@ -34,7 +35,7 @@ def upload(config: DictConfig) -> int:
     rows = metric_rows(folder)
     journal = journal_of(folder)
     experiment = config.experiment or journal.experiment
-    store = locate_store(config.tracking_uri or journal.tracking_uri, folder.path.parent)
+    store = locate_store(config.tracking_uri or journal.tracking_uri, folder.path.parent, key="tracking_uri")
     if store.unreachable is not None:
         raise UserError(f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable})")
     from mlflow.exceptions import MlflowException
@@ -48,6 +49,8 @@ def upload(config: DictConfig) -> int:
         run_id = writer.begin(known, journal.name, dict(journal.tags), dict(journal.parameters))
         # Before the first figure: cut off here, the next time goes on in the same run.
         write_journal(folder, journal.with_run(store.uri, run_id, pending=True))
+        if journal.datasets:
+            writer.fill_datasets(journal.datasets)
         written = writer.fill(rows)
         files = upload_files(writer, folder)
     except (MlflowException, ValueError) as error:
@@ -82,7 +85,7 @@ def journal_of(folder: RunFolder) -> Journal:
     """The run's journal; made up from its folder where another logger was chosen."""
     from omegaconf import OmegaConf
 
-    from src.loggers.build import run_parameters
+    from src.loggers.facts import run_parameters
     from src.loggers.mlflow_journal import Journal, read_journal
 
     known = read_journal(folder)
@@ -92,23 +95,28 @@ def journal_of(folder: RunFolder) -> Journal:
         raise UserError(f"run={folder.path}: no config.yaml there; give a run folder of src.train")
     config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
     summary = folder.read_summary() or {}
-    facts = {"name": config["run"]["name"], "seed": config["run"]["seed"], "run_folder": folder.path.resolve()}
+    path, run = folder.path.resolve(), config["run"]
+    facts = {"experiment": run["name"], "seed": run["seed"], "run_folder": path}
     facts |= {name: summary[name] for name in ("hardware", "git_commit") if summary.get(name)}
     tags = {name: str(value) for name, value in facts.items()}
-    return Journal(None, "bicot_grpo", tags["name"], tags, run_parameters(config))
+    return Journal(None, "bicot_grpo", path.name, tags, run_parameters(config))
 
 
 def upload_files(writer: Writer, folder: RunFolder) -> int:
-    """Upload the run's artifacts that the store lacks; returns how many (a folder counts as one)."""
+    """Upload the run's artifacts and validation sheets that the store lacks; returns how many (a folder is one)."""
+    from src.training.callbacks.sheets import KEY
+
     there = {item.path for item in writer.client.list_artifacts(writer.run_id)}
-    paths = (folder.config, folder.samples("before"), folder.samples("after"), folder.adapter, folder.summary)
+    sheets = [folder.samples("before"), folder.samples("after")]
+    paths = (folder.config, *sheets, folder.adapter, folder.test_samples("after"), folder.summary)
     missing = [path for path in paths if path.exists() and path.name not in there]
     for path in missing:
         if path.is_dir():
             writer.client.log_artifacts(writer.run_id, str(path), path.name)
         else:
             writer.client.log_artifact(writer.run_id, str(path))
-    return len(missing)
+    drawn = [writer.fill_image(str(path), KEY, step) for step, path in folder.validation_sheets().items()]
+    return len(missing) + sum(drawn)
 
 
 COMMAND = cli.Command(

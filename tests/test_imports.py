@@ -32,6 +32,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "geneval": (),
     # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
     "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
+    "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
+    "comparison": ("src.config", "src.cli_errors", "src.loggers.facts", "src.loggers.store", "src.training.run_folder"),
     "training": (
         "src.values",
         "src.phases",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ UPLOAD = "python -m src.upload_metrics"
 class Journal:
     """One run in one store.
 
-    run_id: None while the store has no such run. name, tags, parameters: what it begins with. pending: whether
-    something did not get there; then `src.upload_metrics` has work to do. uploaded: run ids in other stores, by URI.
+    run_id: None while the store has no such run. name, tags, parameters, datasets: what it begins with. pending:
+    whether something did not get there; then `src.upload_metrics` has work to do. uploaded: run ids in other stores,
+    by URI.
     """
 
     tracking_uri: str | None
@@ -25,6 +26,7 @@ class Journal:
     name: str
     tags: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    datasets: Sequence[Mapping[str, Any]] = field(default_factory=list)
     run_id: str | None = None
     pending: bool = False
     uploaded: Mapping[str, str] = field(default_factory=dict)

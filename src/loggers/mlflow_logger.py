@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,25 @@ class MLflowLogger(Logger):
         tracking_uri: MLflow's; None: MLFLOW_TRACKING_URI, else ``sqlite:///<run.root>/mlflow.db``.
         experiment: MLflow's experiment, created where it does not exist.
         parent: id of the MLflow run this one stands under (a sweep's).
+        system_metrics_every: seconds between samples of the machine's load; None: none.
 
     Raises:
         UserError: for a store that cannot be used, before anything is loaded or written.
     """
 
     def __init__(
-        self, run: RunFacts, tracking_uri: str | None = None, experiment: str = "bicot_grpo", parent: str | None = None
+        self,
+        run: RunFacts,
+        tracking_uri: str | None = None,
+        experiment: str = "bicot_grpo",
+        parent: str | None = None,
+        system_metrics_every: float | None = None,
     ) -> None:
         super().__init__()
         self.run = run
         self.experiment_name = experiment
         self.parent = parent
+        self.system_metrics_every = system_metrics_every
         self.run_id: str | None = None
         self._parameters: dict[str, str] = {}
         self._rows: list[tuple[str, float, int, int]] = []
@@ -100,6 +107,16 @@ class MLflowLogger(Logger):
             self._send_metrics()
 
     @rank_zero_only
+    def log_image(self, key: str, images: Sequence[str | Path], step: int | None = None) -> None:
+        """Picture files under one name and step: MLflow's pages show a run's, or several runs', by step."""
+        if self._writer is None or self._closed:
+            return
+        self._begin()
+        for path in images:
+            message = {"path": str(Path(path).resolve()), "key": key, "step": int(step or 0)}
+            self._writer.send("image", message)
+
+    @rank_zero_only
     def save(self) -> None:
         """Send what is waiting: called with every checkpoint."""
         if self._begun and not self._closed and self._writer is not None:
@@ -114,7 +131,7 @@ class MLflowLogger(Logger):
         if self._begun:
             folder = self.run.folder
             self.save()
-            self._send_artifacts(folder.samples("after"), folder.adapter, folder.summary)
+            self._send_artifacts(folder.samples("after"), folder.adapter, folder.test_samples("after"), folder.summary)
             killed = self.run.interrupted()
             writer.send("finish", "KILLED" if killed else "FINISHED" if status == "success" else "FAILED")
             self._await_finish(writer)
@@ -146,9 +163,14 @@ class MLflowLogger(Logger):
             return
         self._begun = True
         self._note(self._recorded(), self._writer is None)
-        if self._writer is not None:
-            begins = {"name": self._name(), "tags": self._tags(), "parameters": self._parameters}
-            self._writer.send("begin", {"run_id": self._recorded(), **begins})
+        if self._writer is None:
+            return
+        begins = {"name": self._name(), "tags": self._tags(), "parameters": self._parameters}
+        self._writer.send("begin", {"run_id": self._recorded(), **begins})
+        if self.run.datasets:
+            self._writer.send("datasets", self._datasets())
+        if self.system_metrics_every is not None:
+            self._writer.send("system_metrics", self.system_metrics_every)
 
     def _meet_run(self, seconds: float) -> None:
         """Take the MLflow run's id, once it is there; with 0 seconds it only looks.
@@ -188,6 +210,7 @@ class MLflowLogger(Logger):
             known,
             tags=known.tags or self._tags(),
             parameters=known.parameters or self._parameters,
+            datasets=known.datasets or self._datasets(),
             run_id=run_id,
             pending=pending or known.pending,
         )
@@ -200,12 +223,17 @@ class MLflowLogger(Logger):
         return None if known is None else known.run_in(self.store.uri)
 
     def _name(self) -> str:
-        return str(self.run.config["run"]["name"])
+        """The folder's name: unlike run.name, it tells two runs of one recipe apart."""
+        return self.run.folder.path.resolve().name
+
+    def _datasets(self) -> list[dict[str, Any]]:
+        return [asdict(facts) for facts in self.run.datasets]
 
     def _tags(self) -> dict[str, str]:
         run, commit = self.run.config["run"], git_commit()
         tags = {
-            "name": self._name(),
+            # Each file of configs/experiment gives its runs its own name.
+            "experiment": str(run["name"]),
             "seed": str(run["seed"]),
             "hardware": hardware(),
             "run_folder": str(self.run.folder.path.resolve()),

@@ -5,7 +5,8 @@ SQLite store take seconds of one core, which pass here while the model loads; th
 database or a server; and when the training process dies without a word, the end of the pipe says so and the
 run is closed as KILLED. Run as a script by `src.loggers.mlflow_logger`; it imports nothing of this project.
 
-Messages: ``prepare`` (store, experiment), ``begin`` (run), ``metrics``, ``parameters``, ``artifact``, ``finish``.
+Messages: ``prepare`` (store, experiment), ``begin`` (run), ``datasets``, ``system_metrics``, ``metrics``, ``image``,
+``artifact``, ``finish``.
 Answers: ``begun`` (with the run's id), ``failed`` or, for a server that does not answer, ``unreachable`` (nothing
 further will come), ``warning``, ``lost`` (something was not written), ``finished``.
 """
@@ -16,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,7 +39,10 @@ class Writer:
         self.experiment_id = ""
         self.run_id: str | None = None
         self.resumed = False
+        self.uri = ""
         self._written: dict[str, int] = {}
+        self._drawn: set[tuple[str, int]] | None = None
+        self._system: Any = None
         self._warned: set[str] = set()
         self._away_until = 0.0
 
@@ -49,7 +53,7 @@ class Writer:
             from mlflow.tracking import MlflowClient
 
             with _alone(uri):
-                self.client = MlflowClient(uri)
+                self.client, self.uri = MlflowClient(uri), uri
                 found = self.client.get_experiment_by_name(experiment)
                 if found is not None and found.lifecycle_stage != "active":
                     raise ValueError(f"logger.experiment={experiment}: deleted in this store; choose another name")
@@ -120,6 +124,21 @@ class Writer:
             self.client.log_batch(self.run_id, metrics=part)
         return len(missing)
 
+    def image(self, path: str, key: str, step: int) -> None:
+        """A picture of a step; one that stands there already (a resumed run draws some again) is left as it is."""
+        self._persistently(path, lambda: self.fill_image(path, key, step))
+
+    def fill_image(self, path: str, key: str, step: int) -> bool:
+        """`image`; whether it was missing. Raises what MLflow raises."""
+        from PIL import Image
+
+        if (key, step) in self._images():
+            return False
+        with Image.open(path) as picture:
+            self.client.log_image(self.run_id, picture.convert("RGB"), key=key, step=step)
+        self._images().add((key, step))
+        return True
+
     def artifact(self, path: str) -> None:
         """Upload a file, or a folder under its own name."""
         if Path(path).is_dir():
@@ -129,9 +148,54 @@ class Writer:
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
+        if self._system is not None:
+            self._system.finish()
         if self.run_id is not None:
             self._away_until = 0.0  # the last chance
             self._persistently("status", lambda: self.client.set_terminated(self.run_id, status))
+
+    def datasets(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """The data sets a run uses (`src.loggers.facts.DatasetFacts` as mappings)."""
+        self._persistently("datasets", lambda: self.fill_datasets(datasets))
+
+    def fill_datasets(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """`datasets`; MLflow leaves one that the run has as it is. Raises what MLflow raises."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=facts["name"],
+                    digest=facts["digest"],
+                    source_type="local",
+                    source=json.dumps({"uri": facts["source"]}),
+                    profile=json.dumps({"num_rows": facts["prompts"]}),
+                ),
+                [InputTag("mlflow.data.context", facts["context"])],
+            )
+            for facts in datasets
+        ]
+        self.client.log_inputs(self.run_id, inputs)
+
+    def system_metrics(self, every: float) -> None:
+        """MLflow's own monitor as a thread of this process: what it samples is the machine, not a process."""
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        except ImportError as error:
+            self.answer("warning", f"no system metrics: {_told(error)}; pip install psutil")
+            return
+        self._system = SystemMetricsMonitor(
+            self.run_id, sampling_interval=every, resume_logging=self.resumed, tracking_uri=self.uri
+        )
+        self._system.start()
+
+    def _images(self) -> set[tuple[str, int]]:
+        """(name, step) of the run's pictures, as far as MLflow's file names tell."""
+        if self._drawn is None:
+            listed = self.client.list_artifacts(self.run_id, "images") if self.resumed else []
+            found = [re.match(r"(.+)[+%]step[+%](\d+)[+%]", Path(item.path).name) for item in listed]
+            self._drawn = {(match[1].replace("~", "/"), int(match[2])) for match in found if match is not None}
+        return self._drawn
 
     def _known(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -240,8 +304,14 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
                 writer.prepare(**given)
             elif kind == "begin":
                 answer("begun", writer.begin(**given))
+            elif kind == "datasets":
+                writer.datasets(given)
+            elif kind == "system_metrics":
+                writer.system_metrics(given)
             elif kind == "metrics":
                 writer.metrics(given)
+            elif kind == "image":
+                writer.image(**given)
             elif kind == "artifact":
                 writer.artifact(given)
             elif kind == "finish":

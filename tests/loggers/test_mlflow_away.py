@@ -17,12 +17,16 @@ from src.loggers import mlflow_logger
 from src.training.loop import GroupedRolloutLoop
 from src.training.run_folder import RunFolder
 from src.upload_metrics import COMMAND, metric_rows
-from tests.loggers.mlflow_server import MLflowServer
+from tests.mlflow_server import MLflowServer
 from tests.training.forked import Ended, forked
 from tests.training.runs import overrides, train, write_world
 from tests.training.test_kills import SETTINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+ARTIFACTS = {
+    "adapter", "config.yaml", "images", "samples_before.png", "samples_after.png", "summary.json", "test_after.jsonl",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,21 @@ def query(server: MLflowServer, text: str, *values: Any) -> list[tuple[Any, ...]
 
 
 def stored(server: MLflowServer, run_id: str) -> list[tuple[str, int, float]]:
-    """All of a run's figures, duplicates included; MLflow keeps NaN as a flag beside 0."""
-    return sorted(query(server, "select key, step, value from metrics where run_uuid = ? and not is_nan", run_id))
+    """All of a run's figures, duplicates included, without the machine's load; MLflow keeps NaN as a flag beside 0."""
+    found = query(server, "select key, step, value from metrics where run_uuid = ? and not is_nan", run_id)
+    return sorted(row for row in found if not row[0].startswith("system/"))
+
+
+def used(server: MLflowServer, run_id: str) -> list[str]:
+    """What for the run uses data sets, once each."""
+    joined = "inputs i join input_tags t on t.input_uuid = i.input_uuid where i.destination_id = ?"
+    return sorted(value for (value,) in query(server, f"select t.value from {joined}", run_id))
+
+
+def pictured(server: MLflowServer, run_id: str) -> list[int]:
+    """The steps of the run's pictures, a step as often as it has one."""
+    found = server.database.parent.rglob(f"{run_id}/artifacts/images/validation+step+*.png")
+    return sorted(int(path.name.split("+")[2]) for path in found)
 
 
 def expected(run: Path) -> list[tuple[str, int, float]]:
@@ -112,7 +129,9 @@ def test_a_server_killed_in_mid_run_is_filled_later_and_only_once(
     assert " 0 of " in told
     assert query(server, "select status from runs where run_uuid = ?", known["run_id"]) == [("FINISHED",)]
     artifacts = {path.name for path in server.database.parent.rglob(f"{known['run_id']}/artifacts/*")}
-    assert {"config.yaml", "summary.json", "adapter", "samples_before.png", "samples_after.png"} <= artifacts
+    assert artifacts == ARTIFACTS
+    assert used(server, known["run_id"]) == ["test", "training", "validation"]
+    assert pictured(server, known["run_id"]) == list(RunFolder(run).validation_sheets())
 
 
 def test_a_run_begun_without_a_server_is_uploaded_as_a_whole(
@@ -131,9 +150,11 @@ def test_a_run_begun_without_a_server_is_uploaded_as_a_whole(
         assert upload(run, server) == 0
     run_id = journal(run)["uploaded"][server.url]
     assert stored(server, run_id) == expected(run)
+    assert used(server, run_id) == ["test", "training", "validation"]
+    assert pictured(server, run_id) == list(RunFolder(run).validation_sheets()) != []
     parameters = dict(query(server, "select key, value from params where run_uuid = ?", run_id))
     assert (parameters["group_size"], parameters["max_steps"]) == ("2", "4")
-    assert query(server, "select count(*) from runs where name = 'bicot_lora'")[0][0] <= 2
+    assert query(server, "select count(*) from runs where name = 'away'") == [(1,)]
 
     # A run that was never meant for MLflow, cut off half-way through an upload: the same one is gone on with.
     bare = tmp_path / "bare"

@@ -14,6 +14,7 @@ from src.config import UserError
 from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
+from src.training.callbacks.sheets import ValidationSheets
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
 from src.training.module import BiCoTModule
@@ -43,6 +44,7 @@ class BestByValidation(Callback):
         monitor: str,
         weights: Path,
         stop: GracefulStop,
+        sheets: ValidationSheets,
     ) -> None:
         self.records = records
         self.settings = settings
@@ -50,6 +52,7 @@ class BestByValidation(Callback):
         self.monitor = monitor
         self.weights = weights
         self.stop = stop
+        self.sheets = sheets
         self.best: float | None = None
         self.best_step: int | None = None
         self.history: dict[int, dict[str, float]] = {}
@@ -99,6 +102,9 @@ class BestByValidation(Callback):
         self.history[step] = figures
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in figures.items()}, step=step)
+        if trainer.is_global_zero:
+            with phase("drawing the validation's samples"):
+                self.sheets.write(step, figures, trainer.loggers)
         if self.best is None or figures[self._figure(figures)] > self.best:
             self.best, self.best_step = figures[self._figure(figures)], step
             if trainer.is_global_zero:
@@ -122,6 +128,7 @@ class BestByValidation(Callback):
             self.settings,
             "validation",
             between=self.stop.check,
+            seen=self.sheets.take,
         )
 
 

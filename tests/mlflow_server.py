@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -48,3 +50,13 @@ class MLflowServer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+@contextmanager
+def mlflow_server(root: Path) -> Iterator[str]:
+    """The address of a server of ``<root>/mlflow.db``; it ends with the block."""
+    server = MLflowServer(root / "mlflow.db")
+    try:
+        yield server.start()
+    finally:
+        server.kill()
