@@ -43,9 +43,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
-    """The tests marked slow."""
+    """The tests marked slow, without those of `tests_faults`."""
     _install(session, "-e", ".[dev,browser]")
-    session.run("pytest", "-m", "slow", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "-m", "slow and not faults", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def tests_faults(session: nox.Session) -> None:
+    """Runs that are broken on purpose, and go on: docs/RELIABILITY.md."""
+    _install(session, "-e", ".[dev]")
+    session.run("pytest", "-m", "faults", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

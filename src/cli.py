@@ -33,6 +33,16 @@ class Command:
     sweeps: bool = False
 
 
+# Keys that became nodes, and what their short form means.
+SHORT_FOR = {"resume": "resume.path"}
+
+
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """The overrides with each short form (``resume=auto``) as the key it is short for."""
+    parts = [word.partition("=") for word in overrides]
+    return ["".join((SHORT_FOR.get(key, key) if sign else key, sign, value)) for key, sign, value in parts]
+
+
 def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     """The config for these Hydra overrides, composed and validated.
 
@@ -50,9 +60,10 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     from src.config_checks import validate
 
     register()
+    overrides = spelled_out(overrides)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra_compose(config_name, list(overrides))
+            config = hydra_compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, config_name)) from error
     except YAMLError as error:

@@ -215,6 +215,8 @@ class OptimConfig:
     schedule: str = "constant"  # constant | linear | cosine
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
+    max_grad_norm: float | None = None  # a larger norm (before clipping) skips the step, as one that is not finite does
+    max_skipped_steps: int = 5  # in a row; one more ends the run
     microbatch: int | None = None  # rollouts a backward; null: what fits a GPU by the estimate, on a CPU all
     split_levels: bool | None = None  # a backward is one level of them; null: where activations are checkpointed
     activation_checkpointing: Any = "auto"  # auto: where a GPU cannot hold a step without | true | false
@@ -267,6 +269,22 @@ class CheckpointConfig:
 
 
 @dataclass
+class ResumeConfig:
+    """What to go on from. On the command line ``resume=X`` is short for ``resume.path=X``."""
+
+    path: str | None = None  # auto, or the path of a run folder or checkpoint
+    allow_changes: bool = False  # go on with other settings than the run was made with
+
+
+@dataclass
+class WatchdogConfig:
+    """When a run that does not go on is ended; docs/RELIABILITY.md."""
+
+    seconds: float | None = 1800.0  # in one phase (a rollout, an expert's scores, a microbatch); null: never
+    rank_seconds: float | None = 60.0  # without a sign of life from another rank; null: not watched
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -282,7 +300,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     kernels: str = "auto"
-    resume: str | None = None  # auto, or the path of a run folder or checkpoint
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 @dataclass
@@ -450,6 +469,15 @@ class ServeRewardsConfig:
     log_level: str = "warning"
 
 
+@dataclass
+class UploadConfig:
+    """``python -m src.upload_metrics``."""
+
+    run: str | None = None  # a run folder
+    tracking_uri: str | None = None  # null: the one the run was logged to, else as logger=mlflow chooses
+    experiment: str | None = None  # null: the run's
+
+
 # The schema under each root config of configs/, by file name.
 ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
@@ -461,6 +489,7 @@ ROOT_SCHEMAS: dict[str, type] = {
     "benchmark": BenchmarkConfig,
     "serve_rewards": ServeRewardsConfig,
     "compare": CompareConfig,
+    "upload_metrics": UploadConfig,
 }
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.

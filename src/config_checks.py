@@ -74,6 +74,8 @@ CHECKS: dict[str, Check] = {
     "optim.schedule": _one_of("constant", "linear", "cosine"),
     "optim.final_lr_fraction": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "optim.grad_clip": _POSITIVE,
+    "optim.max_grad_norm": _POSITIVE,
+    "optim.max_skipped_steps": _NOT_NEGATIVE,
     "optim.microbatch": _AT_LEAST_ONE,
     "optim.activation_checkpointing": (
         lambda v: isinstance(v, bool) or v == "auto",
@@ -91,6 +93,8 @@ CHECKS: dict[str, Check] = {
     "evaluation.picture_prompts": _AT_LEAST_ONE,
     "checkpoint.every": _AT_LEAST_ONE,
     "checkpoint.rollouts_every": _AT_LEAST_ONE,
+    "watchdog.seconds": _POSITIVE,
+    "watchdog.rank_seconds": (lambda v: v >= 5, "a number >= 5 (a busy machine needs that much)"),
     "model.dtype": _one_of("auto", "float32", "bfloat16"),
     "model.lora.r": _AT_LEAST_ONE,
     "model.lora.alpha": _POSITIVE,

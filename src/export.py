@@ -99,6 +99,7 @@ def source_of_run(run: Path, base: str | None = None) -> Source:
         UserError: if `run` is no run folder, or trained nothing yet.
     """
     from src.training.run_folder import RunFolder
+    from src.training.sound_files import damage
 
     folder = RunFolder(run)
     model = run_config(run)["model"]
@@ -112,6 +113,9 @@ def source_of_run(run: Path, base: str | None = None) -> Source:
         )
     if not folder.best_weights.is_file():
         raise UserError(f"run={run}: no trained weights there ({folder.best_weights})")
+    problem = damage(folder.best_weights)
+    if problem is not None:
+        raise UserError(f"run={run}: {folder.best_weights} is damaged: {problem}; give another run or adapter")
     return Source(checkpoint, None, folder.best_weights)
 
 

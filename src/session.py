@@ -7,7 +7,6 @@ import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -23,6 +22,7 @@ from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts, dataset_facts
 from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
+from src.resume import check_settings, finished_batches, refuse_other_weights
 from src.training.callbacks import (
     BestByValidation,
     GracefulStop,
@@ -34,11 +34,14 @@ from src.training.callbacks import (
     ValidationSheets,
 )
 from src.training.callbacks.report import spread
+from src.training.checkpoint_io import SoundCheckpointIO
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware, reset_peak_memory
+from src.training.rank_watch import RankWatch
 from src.training.run_folder import RunFolder, write_text
 from src.training.sharded import ShardedStrategy
+from src.training.watchdog import Watchdog
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class Session:
     report: RunReport
     stop: GracefulStop
     loop: GroupedRolloutLoop
+    watchdog: Watchdog
+    rank_watch: RankWatch
 
     @property
     def is_global_zero(self) -> bool:
@@ -69,14 +74,16 @@ class Session:
         build.build_algorithm(config)
         operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
-            refuse_changes(folder, config)
+            check_settings(folder, config)
             data.start_step = finished_batches(checkpoint)
         stop = GracefulStop()
         datasets = dataset_facts(config.data, data)
         facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None, datasets)
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
-        trainer = _trainer(config, folder, callbacks, loggers)
+        rank_watch = RankWatch(config.watchdog.rank_seconds, folder.what_is_left)
+        callbacks.insert(0, rank_watch)
+        trainer = _trainer(config, folder, callbacks, loggers, SoundCheckpointIO(checkpoint))
         prompts, ranks = config.rollout.prompts_per_step, trainer.world_size
         if prompts % ranks:
             raise UserError(f"rollout.prompts_per_step={prompts}: expected a multiple of the number of ranks, {ranks}")
@@ -86,14 +93,17 @@ class Session:
         report.facts["memory_estimate"] = fitted.figures()
         report.facts["rollout_graph"] = isinstance(policy, HasEngine) and engine.captures(build.device(config))
         module = build.build_module(config, policy, rewards, fitted.cut)
+        if checkpoint is not None:
+            refuse_other_weights(checkpoint, module.trained_state())
         if trainer.is_global_zero:
             write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
-        return cls(trainer, module, data, report, stop, loop)
+        watchdog = Watchdog(config.watchdog.seconds, folder.what_is_left)
+        return cls(trainer, module, data, report, stop, loop, watchdog, rank_watch)
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
-        with self.stop.handlers_kept():
+        with self.stop.handlers_kept(), self.watchdog, self.rank_watch.leaving_together():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
     def end_others(self) -> None:
@@ -108,54 +118,6 @@ class Session:
 
 # trainer.strategy of the weights cut over ranks; every other name is Lightning's.
 SHARDED = "fsdp"
-# A checkpoint is a state of these settings; with others it would be another run.
-FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-# But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
-# where the experts are (a server may come back at another address).
-FREE = (
-    "optim.microbatch",
-    "optim.split_levels",
-    "optim.activation_checkpointing",
-    "rollout.max_rows",
-    "rollout.graph",
-    "rollout.engine",
-    "rewards.devices",
-    "rewards.remote",
-    "rewards.watch",
-)
-
-
-def refuse_changes(folder: RunFolder, config: DictConfig) -> None:
-    """Raise UserError, naming the first, where a resumed run's settings are not those it was made with."""
-    if not folder.config.is_file():
-        return
-    made = OmegaConf.load(folder.config)
-    for key in (*FIXED, "run.seed"):
-        old, new = build.plain(OmegaConf.select(made, key)), build.plain(OmegaConf.select(config, key))
-        for name in difference(old, new, key):
-            if any(name == free or name.startswith(f"{free}.") for free in FREE):
-                continue
-            raise UserError(
-                f"resume: {name}={OmegaConf.select(config, name)}, but {folder.path} was made with"
-                f" {OmegaConf.select(made, name)}; give its own settings (they stand in {folder.config})"
-            )
-
-
-def difference(old: Any, new: Any, key: str) -> list[str]:
-    """The dotted keys under which two plain configs differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = dict.fromkeys([*old, *new])
-        return [found for name in names for found in difference(old.get(name), new.get(name), f"{key}.{name}")]
-    return [] if old == new else [key]
-
-
-def finished_batches(checkpoint: Path) -> int:
-    """How many prompt batches the run had finished when `checkpoint` was written."""
-    try:
-        loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]["fit_loop"]
-        return int(loops["epoch_loop.manual_optimization.state_dict"]["finished_batches"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
-        raise UserError(f"{checkpoint}: no readable checkpoint of a training run ({error})") from error
 
 
 def _callbacks(
@@ -202,7 +164,9 @@ def _callbacks(
     return callbacks, report
 
 
-def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+def _trainer(
+    config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], io: SoundCheckpointIO
+) -> L.Trainer:
     settings = config.trainer
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
     chosen = precision(settings.precision, full and build.device(config).type == "cuda")
@@ -210,13 +174,19 @@ def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback],
     if strategy == SHARDED:
         strategy, chosen = sharded_strategy(chosen, full), "32-true" if chosen == "bf16-mixed" else chosen
     try:
-        return _made_trainer(settings, strategy, chosen, folder, callbacks, loggers)
+        return _made_trainer(settings, strategy, chosen, folder, callbacks, loggers, io)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
 
 
 def _made_trainer(
-    settings: Any, strategy: Any, chosen: Any, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
+    settings: Any,
+    strategy: Any,
+    chosen: Any,
+    folder: RunFolder,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    io: SoundCheckpointIO,
 ) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
@@ -228,6 +198,7 @@ def _made_trainer(
         max_epochs=-1,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[io],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=settings.progress_bar,

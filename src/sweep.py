@@ -59,11 +59,13 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from src.cli import spelled_out
     from src.cli_errors import explain
 
     register()
 
-    overrides = [*overrides, *_parent(command, overrides)]
+    overrides = spelled_out(overrides)
+    overrides += _parent(command, overrides)
     before = sys.argv
     # Hydra's own runner exits with 1 and a page of text on errors; with this it lets them through.
     sys.argv = [before[0], "--multirun", *overrides]
@@ -100,7 +102,7 @@ def _parent(command: Command, overrides: Sequence[str]) -> list[str]:
 
     tags = {"sweep": " ".join(overrides)}
     run_id = start_parent(logger.tracking_uri, Path(config.run.root), logger.experiment, config.run.name, tags)
-    return [f"logger.parent={run_id}"]
+    return [] if run_id is None else [f"logger.parent={run_id}"]
 
 
 def job_number() -> int | None:

@@ -28,40 +28,36 @@ STAMP = "BICOT_RUN_STAMP"
 def train(config: DictConfig) -> int:
     """One training run; returns the exit code.
 
-    0 done, 1 stopped by a reward or loss that is no number or by want of memory, 130 / 143 interrupted with
-    everything saved.
+    0 done; 1 stopped by a fault that the message names (a reward or loss that is no number, want of memory, a full
+    disk, a rank that died); 130 / 143 interrupted with everything saved. The watchdog ends the process with 124.
     """
+    from src.resume import locate
     from src.rewards.base import RewardError
     from src.session import Session
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
     from src.training.out_of_memory import DoesNotFit
-    from src.training.ranks import lost_peer
+    from src.training.rank_watch import RankLost
+    from src.training.sound_files import CannotSave, DamagedFile
 
-    folder, checkpoint = locate(config)
+    folder, checkpoint = locate(config, run_stamp(), job_suffix())
     summary = folder.read_summary()
     if summary is not None and summary.get("finished") and summary["steps"] >= config.trainer.max_steps:
         print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
         print(closing_lines(summary, folder))
         return 0
-    with made_or_undone(folder.path):
-        session = Session.build(config, folder, STARTED, checkpoint)
-    if session.is_global_zero:
-        print(f"run folder: {folder.path}", flush=True)
     try:
+        with made_or_undone(folder.path):
+            session = Session.build(config, folder, STARTED, checkpoint)
+        if session.is_global_zero:
+            print(f"run folder: {folder.path}", flush=True)
         session.fit(checkpoint)
     except StopRequested as stop:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
-    except (NonFiniteError, RewardError, DoesNotFit) as error:
-        print(f"error: {error}; {last_checkpoint(folder)}", file=sys.stderr, flush=True)
+    except (NonFiniteError, RewardError, DoesNotFit, CannotSave, DamagedFile, RankLost) as error:
+        print(f"error: {error}; {folder.what_is_left()}", file=sys.stderr, flush=True)
         session.end_others()
-        return EXIT_FAILED
-    except RuntimeError as error:
-        if not lost_peer(error):
-            raise
-        rank = session.trainer.global_rank
-        print(f"error: rank {rank}: another process of the run has ended; its message says why", file=sys.stderr)
         return EXIT_FAILED
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
@@ -88,34 +84,12 @@ def made_or_undone(folder: Path) -> Iterator[None]:
         raise
 
 
-def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
-    """The run's folder and the checkpoint to resume from.
-
-    Raises:
-        UserError: if there is nothing to resume at the path that was given.
-    """
+def job_suffix() -> str:
+    """What tells the folders of a sweep's jobs apart; empty outside of one."""
     from src.sweep import job_number
-    from src.training.run_folder import RunFolder, newest_unfinished
 
-    run, resume = config.run, config.resume
     job = job_number()
-    suffix = "" if job is None else f"-{job}"
-    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{run_stamp()}{suffix}")
-    if resume is None:
-        if fresh.summary.exists() or fresh.last_checkpoint.exists():
-            raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
-        return fresh, None
-    if resume == "auto":
-        found = fresh if run.dir else newest_unfinished(Path(run.root), run.name, suffix)
-        if found is None or not found.last_checkpoint.is_file():
-            return fresh, None
-        return found, found.last_checkpoint
-    path = Path(resume)
-    given = RunFolder(path if path.is_dir() else path.parent.parent)
-    checkpoint = given.last_checkpoint if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise UserError(f"resume={resume}: no checkpoint there ({checkpoint}); give a run folder, or resume=auto")
-    return given, checkpoint
+    return "" if job is None else f"-{job}"
 
 
 def run_stamp() -> str:
@@ -169,7 +143,7 @@ COMMAND = cli.Command(
         "algorithm.beta algorithm.kl algorithm.logp=guided|conditional algorithm.updates_per_rollout",
         "optim.lr optim.warmup_steps optim.schedule optim.grad_clip optim.microbatch",
         "trainer.max_steps trainer.devices trainer.precision   kernels=auto|triton|torch",
-        "resume=auto|PATH                      go on from a checkpoint",
+        "resume=auto|PATH                      go on from a checkpoint; resume.allow_changes=true with other settings",
     ),
     sweeps=True,
 )

@@ -88,6 +88,7 @@ def test_an_experiment_is_compared_from_its_store(
         (["runs={runs}", "mode=up"], "mode=up: expected one of max, min"),
         ([], "experiment, runs: give one"),
         (["experiment=x", "tracking_uri=sqlite:///{runs}/none.db"], "no such file"),
+        (["experiment=x", "tracking_uri=http://127.0.0.1:1"], "no MLflow server answers there"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_message_and_nothing_is_written(

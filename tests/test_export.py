@@ -24,7 +24,8 @@ from src.policies.export import load_base, merge_layers
 from src.policies.lora import LoraSettings, attach_lora
 from src.rollout.levels import roll_out
 from src.rollout.noise import RolloutKey
-from src.training.run_folder import RunFolder
+from src.training.run_folder import RunFolder, write_text
+from src.training.sound_files import write_whole
 from src.values import LEVELS
 from tests.tiny_run import default_config, full_run, lora_run, run_config, trained_policy
 
@@ -159,6 +160,15 @@ def test_full_fine_tuning_exports_a_whole_checkpoint(tmp_path: Path) -> None:
     found = plain_logits(tmp_path, levels, run_config(run).model.path, None, tmp_path / "whole")
     same(found["merged"], trained_logits(policy, levels), levels)
     assert min(differences(found["merged"], found["base"], levels).values()) > 1e-3
+
+
+def test_damaged_weights_are_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    write_whole(best, lambda file: file.write(b"weights"))
+    write_text(tmp_path / "run" / "config.yaml", f"model: {{path: {tmp_path}, lora: null}}\n")
+    best.write_bytes(b"weighty")
+    assert cli.run(COMMAND, [f"run={tmp_path / 'run'}", f"out={tmp_path / 'whole'}"]) == 2
+    assert f"{best} is damaged: its 7 bytes have the SHA-256" in capsys.readouterr().err
 
 
 def test_a_bf16_base_is_merged_in_float32_and_cast_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 REWARDS = ("src.rewards.base", "src.rewards.ensemble")
 ROOMS: dict[str, tuple[str, ...]] = {
     "values": (),
+    "phases": (),
     "compat": (),
     "hub": (),
     "config": ("src.values",),
@@ -23,10 +24,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "algorithms": ("src.values", "kernels"),
     "sharding": (),
     "policies": ("src.values", "src.hub", "src.sharding", "kernels"),
-    "rewards": ("src.values", "src.hub"),
+    "rewards": ("src.values", "src.phases", "src.hub"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),
-    "rollout": ("src.values", "src.policies.base", "kernels"),
+    "rollout": ("src.values", "src.phases", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training"),
     "images": (),
     "geneval": (),
@@ -35,8 +36,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
     "comparison": ("src.config", "src.cli_errors", "src.loggers.facts", "src.loggers.store", "src.training.run_folder"),
     "training": (
-        *("src.values", "src.config", "src.sharding", "src.algorithms", "src.rollout", "src.policies.base"),
-        *(*REWARDS, "kernels"),
+        "src.values",
+        "src.phases",
+        "src.config",
+        "src.sharding",
+        "src.algorithms",
+        "src.rollout",
+        "src.policies.base",
+        *REWARDS,
+        "kernels",
     ),
 }
 # Single modules that may do more than their room.

@@ -90,8 +90,8 @@ def test_a_7b_is_cut_to_fit_a_40_gib_card(card: Any, capsys: pytest.CaptureFixtu
 
 def test_what_may_not_fit_is_a_warning_that_names_the_key(card: Any) -> None:
     card(24)
+    whole = config_of("rollout.max_plan_tokens=256", "rollout.max_rows=16", "kernels=torch")
     with pytest.warns(RuntimeWarning, match=r"the rollout may need .* lower rollout\.max_rows"):
-        whole = config_of("rollout.max_plan_tokens=256", "rollout.max_rows=16", "kernels=torch")
         fitted(whole, published_7b(), trainer_on("cuda"))
 
 

@@ -14,6 +14,7 @@ from src import build, cli
 from src.cli import compose
 from src.train import COMMAND
 from src.training.run_folder import RunFolder
+from src.training.sound_files import write_whole
 
 SHORT = (
     "experiment=bicot_lora",
@@ -54,10 +55,11 @@ def lora_run() -> RunFolder:
 @cache
 def full_run() -> RunFolder:
     """Two steps of full fine-tuning; its best weights are the last ones."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     run = train(Path(_HOME.name) / "full", "model.lora=null", "trainer.max_steps=2", "optim.lr=1e-3")
-    save_file({name: value.contiguous() for name, value in last_state(run).items()}, str(run.best_weights))
+    state = {name: value.contiguous() for name, value in last_state(run).items()}
+    write_whole(run.best_weights, lambda file: file.write(save(state)))
     return run
 
 

@@ -27,6 +27,10 @@ def read_experiment(tracking_uri: str | None, experiment: str, root: Path = Path
     """
     # To look for runs must not make a new database.
     store = locate_store(tracking_uri, root, key="tracking_uri", create=False)
+    if store.unreachable is not None:
+        raise UserError(
+            f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable}); start it, or give runs="
+        )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError

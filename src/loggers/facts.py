@@ -14,7 +14,7 @@ from src.config import GROUP_SCHEMAS, Config
 from src.training.run_folder import RunFolder
 
 # Sections that say how a run is kept, not what it computes.
-NO_PARAMETERS = ("logger", "resume")
+NO_PARAMETERS = ("logger", "resume", "watchdog")
 LONGEST_VALUE = 500
 
 

@@ -6,16 +6,10 @@ checks the store before any weight is loaded, sends messages through a queue, an
 
 from __future__ import annotations
 
-import json
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,115 +19,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import UserError
 from src.loggers.facts import RunFacts, is_rank_zero
+from src.loggers.mlflow_journal import UPLOAD, Journal, read_journal, write_journal
 from src.loggers.store import Store, locate_store
+from src.loggers.writer_process import NoAnswer, NoServer, WriterProcess
 from src.training.console import say
 from src.training.provenance import git_commit, hardware
-from src.training.run_folder import write_json
 
-WRITER = Path(__file__).with_name("mlflow_writer.py")
 SEND_EVERY = 5.0  # seconds between batches of metrics
 START_SECONDS = 180.0  # for importing MLflow, migrating a store, creating the run
 PATIENCE_SECONDS = 10.0  # until the user is told what the end of a run waits for
 FINISH_SECONDS = 300.0  # for uploads at the end
-
-
-class NoAnswer(RuntimeError):
-    """The writer is at work, but did not answer in time."""
-
-
-class WriterProcess:
-    """The writer and the two threads that keep this process from ever waiting for it."""
-
-    def __init__(self) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        # -P: the script's own folder must not come before the packages it imports.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(WRITER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # Ctrl-C is for the training process; this one ends after it
-            text=True,
-            encoding="utf-8",
-        )
-        self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._died: str | None = None
-        for work in (self._send_all, self._receive_all):
-            threading.Thread(target=work, name=f"mlflow {work.__name__}", daemon=True).start()
-
-    def send(self, kind: str, content: Any) -> None:
-        """Queue a message; returns at once."""
-        self._outgoing.put(json.dumps([kind, content], ensure_ascii=False) + "\n")
-
-    def wait_for(self, kind: str, seconds: float) -> str:
-        """The text of the next answer of this kind.
-
-        Raises:
-            RuntimeError: with what went wrong, if the writer failed or died; NoAnswer if it took too long.
-        """
-        until = time.monotonic() + seconds
-        while True:
-            if self._died is not None and self._answers.empty():
-                raise RuntimeError(self._died)
-            try:
-                answer, text = self._answers.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                raise NoAnswer(f"no answer within {seconds:.0f} s") from None
-            if answer == kind:
-                return text
-            if answer in ("failed", "died"):
-                raise RuntimeError(text)
-
-    def tell_warnings(self) -> None:
-        """Pass on what the writer had to say since the last time."""
-        while not self._warnings.empty():
-            say(f"mlflow: {self._warnings.get()} (the run goes on; metrics.csv has everything)")
-
-    def close(self) -> None:
-        """No message will follow: the writer closes an open run as KILLED and ends."""
-        self._outgoing.put(None)
-
-    def wait(self, seconds: float) -> None:
-        """Wait for the process to end."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    def _send_all(self) -> None:
-        pipe = self._process.stdin
-        assert pipe is not None
-        try:
-            while (line := self._outgoing.get()) is not None:
-                pipe.write(line)
-                pipe.flush()
-            pipe.close()
-        except (BrokenPipeError, ValueError):
-            pass  # the receiving thread tells that the process ended
-
-    def _receive_all(self) -> None:
-        pipe = self._process.stdout
-        assert pipe is not None
-        last = ""
-        for line in pipe:
-            last, text = json.loads(line)
-            if last == "warning":
-                self._warnings.put(text)
-            else:
-                self._answers.put((last, text))
-        if last not in ("finished", "failed"):
-            words = f"its process ended: {self._last_words()}"
-            self._warnings.put(words)
-            self._answers.put(("died", words))
-            self._died = words
-
-    def _last_words(self) -> str:
-        self._process.wait(10)
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else f"ended with code {self._process.returncode}"
 
 
 class MLflowLogger(Logger):
@@ -176,7 +71,10 @@ class MLflowLogger(Logger):
         self._writer: WriterProcess | None = None
         if is_rank_zero():
             self.store = _usable_store(tracking_uri, Path(run.config["run"]["root"]))
-            self._writer = _prepared(self.store, experiment)
+            if self.store.unreachable is None:
+                self._writer = _prepared(self.store, experiment)
+            else:
+                self._go_on_without(self.store.unreachable)
 
     @property
     def name(self) -> str:
@@ -187,11 +85,6 @@ class MLflowLogger(Logger):
         """The MLflow run's id, once it began."""
         return self.run_id
 
-    @property
-    def record(self) -> Path:
-        """Where the run folder keeps which MLflow run is its own."""
-        return self.run.folder.path / "mlflow.json"
-
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         self._parameters |= {name: str(value) for name, value in _mapping(params).items()}
@@ -201,9 +94,13 @@ class MLflowLogger(Logger):
         if self._closed:
             return
         self._begin()
+        if self._writer is None:
+            return  # metrics.csv has them
         # A server may still refuse: no step without it. A local store was checked already, and its first
         # migration may go on meanwhile; what goes wrong there shows with the next figures.
         self._meet_run(START_SECONDS if self.store.artifacts is None else 0.0)
+        if self._closed:
+            return
         stamp = int(time.time() * 1000)
         self._rows += [(name, float(value), stamp, int(step or 0)) for name, value in metrics.items()]
         if time.monotonic() - self._last_sent >= SEND_EVERY:
@@ -222,7 +119,7 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Send what is waiting: called with every checkpoint."""
-        if self._begun and not self._closed:
+        if self._begun and not self._closed and self._writer is not None:
             self._send_metrics()
             self._send_artifacts(self.run.folder.config, self.run.folder.samples("before"))
 
@@ -244,6 +141,7 @@ class MLflowLogger(Logger):
 
     def _await_finish(self, writer: WriterProcess) -> None:
         """Wait for what is still to be written; a failure is told, the run is over anyway."""
+        ended = False
         try:
             self._meet_run(START_SECONDS)
             try:
@@ -251,34 +149,37 @@ class MLflowLogger(Logger):
             except NoAnswer:
                 say("mlflow: still writing ...")
                 writer.wait_for("finished", FINISH_SECONDS)
+            ended = True
         except (RuntimeError, UserError) as error:
             say(f"mlflow: the run could not be closed there: {error} (metrics.csv has everything)")
         writer.tell_warnings()
+        self._note(self.run_id, writer.lost or not ended)
+        if writer.lost or not ended:
+            say(f"mlflow: not everything was written; {UPLOAD} run={self.run.folder.path} adds what is missing")
 
     def _begin(self) -> None:
         """Ask for the MLflow run to start or to go on, once."""
-        if self._begun or self._writer is None:
+        if self._begun or not is_rank_zero():
             return
         self._begun = True
-        message = {
-            "run_id": self._recorded(),
-            # The folder's name, unlike run.name, tells two runs of one recipe apart.
-            "name": self.run.folder.path.resolve().name,
-            "tags": self._tags(),
-            "parameters": self._parameters,
-            "datasets": [asdict(facts) for facts in self.run.datasets],
-            "system_metrics_every": self.system_metrics_every,
-        }
-        self._writer.send("begin", message)
+        self._note(self._recorded(), self._writer is None)
+        if self._writer is None:
+            return
+        begins = {"name": self._name(), "tags": self._tags(), "parameters": self._parameters}
+        self._writer.send("begin", {"run_id": self._recorded(), **begins})
+        if self.run.datasets:
+            self._writer.send("datasets", self._datasets())
+        if self.system_metrics_every is not None:
+            self._writer.send("system_metrics", self.system_metrics_every)
 
     def _meet_run(self, seconds: float) -> None:
         """Take the MLflow run's id, once it is there; with 0 seconds it only looks.
 
         Raises:
-            UserError: if the store cannot be used.
+            UserError: if the store cannot be used. A server that does not answer is no error: the run goes on.
         """
         writer = self._writer
-        if self.run_id is not None or writer is None:
+        if self.run_id is not None or writer is None or self._closed:
             return
         try:
             self.run_id = writer.wait_for("begun", seconds)
@@ -287,15 +188,46 @@ class MLflowLogger(Logger):
                 return
             self._closed = True
             writer.close()
+            if isinstance(error, NoServer):
+                self._note(self._recorded(), True)
+                self._go_on_without(str(error))
+                return
             raise _unusable(self.store, error) from None
-        write_json(self.record, {"tracking_uri": self.store.uri, "run_id": self.run_id})
+        self._note(self.run_id, writer.lost)
+
+    def _go_on_without(self, reason: str) -> None:
+        say(
+            f"mlflow: nobody answers for {self.store.uri} ({reason}); the run goes on without it, metrics.csv has"
+            f" everything: {UPLOAD} run={self.run.folder.path} writes it there later"
+        )
+
+    def _note(self, run_id: str | None, pending: bool) -> None:
+        """Keep in the run folder which MLflow run is this one's, and whether something is missing there."""
+        known = read_journal(self.run.folder)
+        if known is None or known.tracking_uri != self.store.uri:
+            known = Journal(self.store.uri, self.experiment_name, self._name())
+        changed = replace(
+            known,
+            tags=known.tags or self._tags(),
+            parameters=known.parameters or self._parameters,
+            datasets=known.datasets or self._datasets(),
+            run_id=run_id,
+            pending=pending or known.pending,
+        )
+        if changed != known:
+            write_journal(self.run.folder, changed)
 
     def _recorded(self) -> str | None:
         """The MLflow run of an earlier sitting in the same store."""
-        if not self.record.is_file():
-            return None
-        known = json.loads(self.record.read_text(encoding="utf-8"))
-        return known["run_id"] if known["tracking_uri"] == self.store.uri else None
+        known = read_journal(self.run.folder)
+        return None if known is None else known.run_in(self.store.uri)
+
+    def _name(self) -> str:
+        """The folder's name: unlike run.name, it tells two runs of one recipe apart."""
+        return self.run.folder.path.resolve().name
+
+    def _datasets(self) -> list[dict[str, Any]]:
+        return [asdict(facts) for facts in self.run.datasets]
 
     def _tags(self) -> dict[str, str]:
         run, commit = self.run.config["run"], git_commit()
@@ -321,6 +253,8 @@ class MLflowLogger(Logger):
             self._rows = []
         self._last_sent = time.monotonic()
         self._writer.tell_warnings()
+        if self._writer.lost:
+            self._note(self.run_id, True)
 
     def _send_artifacts(self, *paths: Path) -> None:
         assert self._writer is not None
@@ -330,19 +264,29 @@ class MLflowLogger(Logger):
                 self._writer.send("artifact", str(path.resolve()))
 
 
-def start_parent(tracking_uri: str | None, root: Path, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+def start_parent(
+    tracking_uri: str | None, root: Path, experiment: str, name: str, tags: Mapping[str, str]
+) -> str | None:
     """An MLflow run for a sweep's jobs to stand under, closed at once; returns its id for ``logger.parent``.
+
+    None where no server answers: the jobs then stand for themselves.
 
     Raises:
         UserError: for a store that cannot be used.
     """
     store = _usable_store(tracking_uri, root)
+    if store.unreachable is not None:
+        say(f"mlflow: no server answers at {store.uri} ({store.unreachable}); the sweep has no run to stand under")
+        return None
     writer = _prepared(store, experiment)
     try:
         writer.send("begin", {"run_id": None, "name": name, "tags": dict(tags), "parameters": {}})
         run_id = writer.wait_for("begun", START_SECONDS)
         writer.send("finish", "FINISHED")
         writer.wait_for("finished", START_SECONDS)
+    except NoServer as error:
+        say(f"mlflow: {store.uri} stopped answering ({error}); the sweep has no run to stand under")
+        return None
     except RuntimeError as error:
         raise _unusable(store, error) from None
     finally:

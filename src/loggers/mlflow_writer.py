@@ -5,8 +5,10 @@ SQLite store take seconds of one core, which pass here while the model loads; th
 database or a server; and when the training process dies without a word, the end of the pipe says so and the
 run is closed as KILLED. Run as a script by `src.loggers.mlflow_logger`; it imports nothing of this project.
 
-Messages: ``prepare`` (store, experiment), ``begin`` (run), ``metrics``, ``image``, ``artifact``, ``finish``.
-Answers: ``begun`` (with the run's id), ``failed`` (nothing further will come), ``warning``, ``finished``.
+Messages: ``prepare`` (store, experiment), ``begin`` (run), ``datasets``, ``system_metrics``, ``metrics``, ``image``,
+``artifact``, ``finish``.
+Answers: ``begun`` (with the run's id), ``failed`` or, for a server that does not answer, ``unreachable`` (nothing
+further will come), ``warning``, ``lost`` (something was not written), ``finished``.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 # Limits of one request (MLflow's REST API).
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
 ATTEMPTS = 4
+# After that many attempts in vain: how long nothing is tried, so that a server that is gone holds nobody up.
+AWAY_SECONDS = 30.0
 Metric = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
 
@@ -41,6 +44,7 @@ class Writer:
         self._drawn: set[tuple[str, int]] | None = None
         self._system: Any = None
         self._warned: set[str] = set()
+        self._away_until = 0.0
 
     def prepare(self, uri: str, experiment: str, artifacts: str | None) -> None:
         """Connect, migrate a new store, find or create the experiment."""
@@ -63,16 +67,12 @@ class Writer:
                     # Another run created it in the meantime.
                     self.experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
 
-    def begin(
-        self,
-        run_id: str | None,
-        name: str,
-        tags: dict[str, str],
-        parameters: dict[str, str],
-        datasets: Sequence[dict[str, Any]] = (),
-        system_metrics_every: float | None = None,
-    ) -> None:
-        """Continue the run `run_id` if the store has it, else start one; answers with its id."""
+    def begin(self, run_id: str | None, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
+        """Continue the run `run_id` if the store has it, else start one; returns its id."""
+        with _impatient():
+            return self._begun(run_id, name, tags, parameters)
+
+    def _begun(self, run_id: str | None, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
         if run_id is not None and self._known(run_id):
             self.run_id, self.resumed = run_id, True
             self.client.update_run(run_id, status="RUNNING")
@@ -81,11 +81,7 @@ class Writer:
         else:
             self.run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         self.parameters(parameters)
-        self.answer("begun", self.run_id)
-        if datasets:
-            self._persistently("datasets", partial(self._datasets, datasets))
-        if system_metrics_every is not None:
-            self._watch_system(system_metrics_every)
+        return self.run_id
 
     def parameters(self, parameters: dict[str, str]) -> None:
         """Log parameters; MLflow's cannot change, so what a resumed run sets anew becomes a tag ``resumed.<name>``."""
@@ -103,26 +99,45 @@ class Writer:
         """Log metrics; a resumed run leaves out the steps that stand there already."""
         from mlflow.entities import Metric as Entry
 
-        entries = [
-            Entry(_name(name), value, stamp, step)
-            for name, value, stamp, step in rows
-            if step > self._last_step(_name(name))
-        ]
-        for start in range(0, len(entries), METRICS_A_BATCH):
-            part = entries[start : start + METRICS_A_BATCH]
-            self._persistently("metrics", partial(self.client.log_batch, self.run_id, metrics=part))
+        def send() -> None:
+            entries = [
+                Entry(_name(name), value, stamp, step)
+                for name, value, stamp, step in rows
+                if step > self._last_step(_name(name))
+            ]
+            for start in range(0, len(entries), METRICS_A_BATCH):
+                part = entries[start : start + METRICS_A_BATCH]
+                self.client.log_batch(self.run_id, metrics=part)
+
+        self._persistently("metrics", send)
+
+    def fill(self, rows: list[Metric]) -> int:
+        """Log those metrics whose name has no entry at their step; returns how many. Raises what MLflow raises."""
+        from mlflow.entities import Metric as Entry
+
+        missing: list[Metric] = []
+        for name in dict.fromkeys(_name(row[0]) for row in rows):
+            there = {metric.step for metric in self.client.get_metric_history(self.run_id, name)}
+            missing += [row for row in rows if _name(row[0]) == name and row[3] not in there]
+        for start in range(0, len(missing), METRICS_A_BATCH):
+            part = [Entry(_name(row[0]), *row[1:]) for row in missing[start : start + METRICS_A_BATCH]]
+            self.client.log_batch(self.run_id, metrics=part)
+        return len(missing)
 
     def image(self, path: str, key: str, step: int) -> None:
         """A picture of a step; one that stands there already (a resumed run draws some again) is left as it is."""
+        self._persistently(path, lambda: self.fill_image(path, key, step))
+
+    def fill_image(self, path: str, key: str, step: int) -> bool:
+        """`image`; whether it was missing. Raises what MLflow raises."""
         from PIL import Image
 
-        def write() -> None:
-            if (key, step) not in self._images():
-                with Image.open(path) as picture:
-                    self.client.log_image(self.run_id, picture.convert("RGB"), key=key, step=step)
-                self._images().add((key, step))
-
-        self._persistently(path, write)
+        if (key, step) in self._images():
+            return False
+        with Image.open(path) as picture:
+            self.client.log_image(self.run_id, picture.convert("RGB"), key=key, step=step)
+        self._images().add((key, step))
+        return True
 
     def artifact(self, path: str) -> None:
         """Upload a file, or a folder under its own name."""
@@ -136,9 +151,15 @@ class Writer:
         if self._system is not None:
             self._system.finish()
         if self.run_id is not None:
+            self._away_until = 0.0  # the last chance
             self._persistently("status", lambda: self.client.set_terminated(self.run_id, status))
 
-    def _datasets(self, datasets: Sequence[dict[str, Any]]) -> None:
+    def datasets(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """The data sets a run uses (`src.loggers.facts.DatasetFacts` as mappings)."""
+        self._persistently("datasets", lambda: self.fill_datasets(datasets))
+
+    def fill_datasets(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """`datasets`; MLflow leaves one that the run has as it is. Raises what MLflow raises."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = [
@@ -156,7 +177,7 @@ class Writer:
         ]
         self.client.log_inputs(self.run_id, inputs)
 
-    def _watch_system(self, every: float) -> None:
+    def system_metrics(self, every: float) -> None:
         """MLflow's own monitor as a thread of this process: what it samples is the machine, not a process."""
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -195,17 +216,26 @@ class Writer:
         return self._written[name]
 
     def _persistently(self, what: str, action: Callable[[], object]) -> None:
-        """Try a few times: a SQLite file may be locked, a server away for a moment. Then warn, once a subject."""
-        for attempt in range(ATTEMPTS):
+        """Try a few times: a SQLite file may be locked, a server away for a moment. Then say that it is lost.
+
+        A server that was away a moment ago is not asked again for a while.
+        """
+        attempts = 0 if time.monotonic() < self._away_until else 1 if self._warned else ATTEMPTS
+        told = "the store did not answer a moment ago"
+        for attempt in range(attempts):
             try:
                 action()
                 return
             except Exception as error:
-                if attempt + 1 < ATTEMPTS:
+                told = _told(error)
+                if attempt + 1 < attempts:
                     time.sleep(0.5 * 4**attempt)
-                elif what not in self._warned:
-                    self._warned.add(what)
-                    self.answer("warning", f"{what} not written: {_told(error)}")
+        if attempts:
+            self._away_until = time.monotonic() + AWAY_SECONDS
+        self.answer("lost", what)
+        if what not in self._warned:
+            self._warned.add(what)
+            self.answer("warning", f"{what} not written: {told}")
 
 
 def _name(text: str) -> str:
@@ -217,6 +247,17 @@ def _told(error: BaseException) -> str:
     """The first line of an exception, for a person."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def _no_answer(error: BaseException | None) -> bool:
+    """Whether a request failed because nobody answered it: refused, timed out, or too many errors of a gateway."""
+    from requests import RequestException
+
+    while error is not None:
+        if isinstance(error, RequestException):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
@@ -262,7 +303,11 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
             if kind == "prepare":
                 writer.prepare(**given)
             elif kind == "begin":
-                writer.begin(**given)
+                answer("begun", writer.begin(**given))
+            elif kind == "datasets":
+                writer.datasets(given)
+            elif kind == "system_metrics":
+                writer.system_metrics(given)
             elif kind == "metrics":
                 writer.metrics(given)
             elif kind == "image":
@@ -275,7 +320,7 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
                 break
         except Exception as error:
             if kind in ("prepare", "begin"):
-                answer("failed", _told(error))
+                answer("unreachable" if _no_answer(error) else "failed", _told(error))
                 return
             answer("warning", f"{kind}: {_told(error)}")
     if not finished:
@@ -285,6 +330,8 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
 
 def main() -> None:
     """Speak over the pipes this process was started with; whatever libraries print goes elsewhere."""
+    # `Writer` tries again by itself; MLflow's seven retries would keep every message back for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

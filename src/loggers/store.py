@@ -18,10 +18,14 @@ _SQLITE_HEADER = b"SQLite format 3\x00"
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """uri: MLflow's tracking URI; artifacts: folder for the artifacts of a local store, None where a server has one."""
+    """uri: MLflow's tracking URI; artifacts: folder for the artifacts of a local store, None where a server has one.
+
+    unreachable: why no server answers there; None where one does, or none is needed.
+    """
 
     uri: str
     artifacts: Path | None
+    unreachable: str | None = None
 
 
 def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracking_uri", create: bool = True) -> Store:
@@ -31,16 +35,14 @@ def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracki
     and is only looked at.
 
     Raises:
-        UserError: for a URI MLflow cannot use, a database file that is none, a folder that cannot be written, a
-            server that does not answer.
+        UserError: for a URI MLflow cannot use, a database file that is none, a folder that cannot be written.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None:
         uri = f"sqlite:///{root.expanduser().resolve() / 'mlflow.db'}"
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
-        _reach(uri, key)
-        return Store(uri, None)
+        return Store(uri, None, _problem(uri, key))
     if scheme.partition("+")[0] == "sqlite":
         return _sqlite(uri, key, create)
     if scheme.partition("+")[0] not in (*DATABASES, "databricks") and uri != "databricks":
@@ -75,7 +77,8 @@ def _sqlite(uri: str, key: str, create: bool) -> Store:
     return Store(f"sqlite:///{file}", file.parent / "mlartifacts")
 
 
-def _reach(uri: str, key: str) -> None:
+def _problem(uri: str, key: str) -> str | None:
+    """Why a server does not answer; raises UserError for a URI that names none."""
     parts = urlsplit(uri)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -84,11 +87,9 @@ def _reach(uri: str, key: str) -> None:
     except ValueError as error:
         raise UserError(f"{key}={uri}: {error}; expected http(s)://HOST:PORT") from error
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
-        return  # reached through a proxy, if at all; MLflow's own first request will tell
+        return None  # reached through a proxy, if at all; MLflow's own first request will tell
     try:
         socket.create_connection((parts.hostname, port), timeout=REACH_SECONDS).close()
     except OSError as error:
-        raise UserError(
-            f"{key}={uri}: no MLflow server answers there ({error.strerror or error});"
-            " start it, correct the address, or choose logger=csv"
-        ) from error
+        return error.strerror or str(error)
+    return None

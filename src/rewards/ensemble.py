@@ -199,7 +199,8 @@ class RewardEnsemble:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         for name, statistics in self.running.items():
-            statistics.load_state_dict(state[name])
+            if name in state:  # else the expert is new in a run that goes on with other settings
+                statistics.load_state_dict(state[name])
 
     def _signs(self) -> Tensor:
         return torch.tensor([facts.sign for facts in self.facts.values()])

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from src.phases import phase
 from src.rewards.base import RewardError, RewardExpert, applicable_rows, split_scores
 from src.values import PromptRecord
 
@@ -121,7 +122,10 @@ class LocalExperts:
         try:
             rows = applicable_rows(expert, records)
             chosen = [records[row] for row in rows]
-            with self._placed(name):
+            with (
+                phase(f"scoring (expert {name!r}, first prompt {records[0].prompt!r})"),
+                self._placed(name),
+            ):
                 result = expert.score(pixels[rows].to(expert.device), chosen) if rows else torch.zeros(0)
                 scores, details = split_scores(result)
                 check_scores(name, expert.score_range, scores, chosen)

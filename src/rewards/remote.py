@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from src.phases import phase, progress
 from src.rewards.base import RewardError
 from src.rewards.experts import Answers, ExpertFacts, ExpertScores, check_scores
 from src.rewards.wire import CONTENT_TYPE, SCORE_PATH, WireError, decode_answers, decode_facts, encode_request
@@ -113,7 +114,8 @@ class RemoteExperts:
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str]) -> Answers:
         """Ask the server; its scores are checked as those of a local expert are."""
-        data = self._asked(pixels, records, names)
+        with phase(f"scoring (experts {', '.join(names)} at {self.settings.url}, first prompt {records[0].prompt!r})"):
+            data = self._asked(pixels, records, names)
         served, _ = self._understood(lambda: decode_facts(data))
         for name in names:
             if served.get(name) != self._facts[name]:
@@ -142,6 +144,7 @@ class RemoteExperts:
             raise RewardError("ensemble", str(error), records[0].prompt if records else None) from error
         start, problem = time.monotonic(), ""
         for attempt, wait in enumerate((*self.settings.waits(), None)):
+            progress()  # each attempt has a time-out of its own
             try:
                 status, content = self._post(body)
             except (OSError, http.client.HTTPException) as error:

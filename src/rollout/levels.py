@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from src.phases import phase
 from src.policies.base import Decoder, Policy
 from src.rollout.decode import decode
 from src.rollout.noise import RolloutKey, uniforms
@@ -48,9 +49,11 @@ def roll_out(
     The plan goes from tokens to text and back into the image level's context: the two levels have
     separate contexts, as in the paper.
     """
-    plan = sample_plans(policy, decoder, prompts, keys, settings)
-    plans = policy.read_plans(plan.ids, plan.mask)
-    image = sample_images(policy, decoder, prompts, plans, keys, settings)
+    with phase("rolling out plans"):
+        plan = sample_plans(policy, decoder, prompts, keys, settings)
+        plans = policy.read_plans(plan.ids, plan.mask)
+    with phase("rolling out images"):
+        image = sample_images(policy, decoder, prompts, plans, keys, settings)
     ended = (plan.ids.eq(policy.end_id) & plan.mask).any(1)
     return Rollouts({PLAN: plan, IMAGE: image}, plans, policy.paint(image.ids), ended)
 

@@ -45,10 +45,10 @@ class EntropyControl:
         return bonus if target is None or entropy is None else active_bonus(bonus, entropy, target)
 
     def observe(self, entropy: Mapping[str, float]) -> None:
-        """Take note of a step's mean token entropy (nats) of each level; NaN, no token counted, says nothing."""
+        """Take note of a step's mean token entropy (nats) of each level; NaN (no token counted) says nothing."""
         for name, value in entropy.items():
             target = self.settings.target.get(name)
-            if target is None or math.isnan(value):
+            if target is None or not math.isfinite(value):
                 continue
             self._entropy[name] = value
             self._bonus[name] = adapted_bonus(

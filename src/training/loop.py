@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import inf, nan
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from src.algorithms import MAXIMA, share_without_signal
+from src.phases import phase, progress
 from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
 from src.sharding import whole
@@ -37,7 +38,8 @@ from src.training.out_of_memory import (
     smaller_microbatch,
 )
 from src.training.ranks import ALONE, Ranks, current_ranks
-from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
+from src.training.skipped_steps import SkippedSteps
+from src.training.update import NOT_FINITE, Metrics, MicroBatch, microbatches, run_update, shown
 from src.values import IMAGE, PLAN, Experience, PromptBatch, RewardReport
 
 # Figures of dynamic sampling that are not sums over ranks: each rank refills for itself, the last one ends the rounds.
@@ -48,13 +50,14 @@ _DETAIL, _FIGURE = "detail/", "figure/"
 class GroupedRolloutLoop(_ManualOptimization):
     """Collects a group of rollouts for each prompt, then takes `updates_per_rollout` optimiser steps.
 
-    Its own state in Lightning's checkpoint is the number of finished prompt batches: rollouts are keyed, so
-    a run that starts again there re-rolls identically.
+    Its own state in Lightning's checkpoint is the number of finished prompt batches (rollouts are keyed, so
+    a run that starts again there re-rolls identically) and of skipped steps.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
         super().__init__(trainer)
         self.finished_batches = 0
+        self.skipped = SkippedSteps()
 
     @classmethod
     def install(cls, trainer: L.Trainer) -> GroupedRolloutLoop:
@@ -64,10 +67,12 @@ class GroupedRolloutLoop(_ManualOptimization):
         return loop
 
     def on_save_checkpoint(self) -> dict[str, Any]:
-        return {"finished_batches": self.finished_batches}
+        return {"finished_batches": self.finished_batches, "skipped": self.skipped.state_dict()}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         self.finished_batches = state_dict["finished_batches"]
+        if "skipped" in state_dict:  # absent in checkpoints made before steps could be skipped
+            self.skipped.load_state_dict(state_dict["skipped"])
 
     @property
     def _module(self) -> BiCoTModule:
@@ -77,9 +82,11 @@ class GroupedRolloutLoop(_ManualOptimization):
         batch: PromptBatch = next(iter(kwargs.values()))
         start = time.perf_counter()
         try:
-            collected = self._collect(batch)
-            learning = time.perf_counter()
-            metrics = self._learn(collected)
+            with phase(f"step {batch.step}"):
+                collected = self._collect(batch)
+                learning = time.perf_counter()
+                with phase("updating the weights"):
+                    metrics = self._learn(collected)
         except (NonFiniteError, DoesNotFit) as error:
             raise type(error)(f"step {batch.step}: {error}") from error
         except RewardError as error:
@@ -91,6 +98,7 @@ class GroupedRolloutLoop(_ManualOptimization):
             **figures,
             **{f"{name}/entropy_bonus": value for name, value in bonus.items()},
             **experience_metrics(collected, current_ranks()),
+            "skipped_steps": float(self.skipped.total),
             "microbatch": float(min(self._module.microbatch or inf, len(collected.experience))),
             **{f"seconds/{name}": value for name, value in collected.seconds.items()},
             "seconds/update": end - learning,
@@ -119,7 +127,7 @@ class GroupedRolloutLoop(_ManualOptimization):
                 experience = module.refreshed(experience)
             optimizer: Any = module.optimizers()
             metrics, experience = self._accumulate(experience, optimizer)
-            self._step(optimizer)
+            self._step(optimizer, [name for name, part in metrics.items() if part.pop(NOT_FINITE, None) is not None])
             first = first or metrics
         return self._metrics_over_ranks({name: {**first[name], **metrics[name]} for name in metrics})
 
@@ -160,6 +168,7 @@ class GroupedRolloutLoop(_ManualOptimization):
         )
 
     def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+        progress()
         loss, metrics, logps = call._call_strategy_hook(self.trainer, "training_step", part, 0)
         if self._module.optim.split_levels and isinstance(self.trainer.strategy.model, DistributedDataParallel):
             loss = loss + nothing_of(self._module)
@@ -190,14 +199,27 @@ class GroupedRolloutLoop(_ManualOptimization):
             merged[level][name] = (largest if name in MAXIMA else summed)[index]
         return merged
 
-    def _step(self, optimizer: Any) -> None:
-        module = self._module
+    def _step(self, optimizer: Any, broken: Sequence[str]) -> None:
+        """One optimiser step, unless a loss (of the levels `broken`) or the gradient is none to follow.
+
+        All ranks decide alike: one that skipped alone would have other weights from there on.
+        """
+        module, settings = self._module, self._module.optim
         trained = [p for p in module.parameters() if p.requires_grad]
-        norm = whole(torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip))
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, settings.grad_clip))
+        reasons = [f"level {name!r}: the loss is not finite" for name in broken]
         if not torch.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm.item()}")
-        optimizer.step()
-        module.weights_changed()
+            reasons.append(f"the gradient norm is {norm.item()}")
+        elif settings.max_grad_norm is not None and norm > settings.max_grad_norm:
+            reasons.append(f"the gradient norm is {norm.item():.3g}, more than optim.max_grad_norm")
+        if self.trainer.strategy.reduce_boolean_decision(bool(reasons), all=False):
+            self.optim_step_progress.increment_ready()
+            self.optim_step_progress.increment_completed()
+            self.skipped.skipped(reasons, settings.max_skipped_steps)
+        else:
+            optimizer.step()
+            module.weights_changed()
+            self.skipped.taken()
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.training.sound_files import CannotSave, partial_path, saving
+
 
 class MetricsFile(Logger):
     """A Lightning logger that keeps all rows and writes the file whole, atomically.
@@ -52,15 +54,21 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        """Write the file whole; raises CannotSave."""
         columns = ["step", *dict.fromkeys(name for row in self.rows.values() for name in row if name != "step")]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows({**row, "step": step} for step, row in sorted(self.rows.items()))
-        partial.replace(self.path)
+        partial = partial_path(self.path)
+        with saving(self.path):
+            with partial.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns, restval="")
+                writer.writeheader()
+                writer.writerows({**row, "step": step} for step, row in sorted(self.rows.items()))
+            partial.replace(self.path)
         self._unsaved = 0
 
     def finalize(self, status: str) -> None:
-        self.save()
+        try:
+            self.save()
+        except CannotSave:
+            if status == "success":  # else what ended the run is what has to be told
+                raise

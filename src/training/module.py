@@ -40,6 +40,8 @@ class OptimSettings:
     schedule: str = "constant"
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
+    max_grad_norm: float | None = None
+    max_skipped_steps: int = 5
     microbatch: int | None = None
     split_levels: bool = False
 
@@ -184,6 +186,7 @@ class BiCoTModule(L.LightningModule):
             checkpoint["reference"] = self.policy.reference_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._keep_settings(checkpoint)
         if "entropy_control" in checkpoint:
             self.entropy.load_state_dict(checkpoint["entropy_control"])
         if "rewards" in checkpoint:
@@ -191,6 +194,16 @@ class BiCoTModule(L.LightningModule):
         if checkpoint.get("reference"):
             assert isinstance(self.policy, RefreshableReference)
             self.policy.load_reference_state(checkpoint["reference"])
+
+    def _keep_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Optimiser and schedule keep their settings in their states; a run resumed with others has its own."""
+        optim = self.optim
+        for schedule in checkpoint["lr_schedulers"]:
+            lr = optim.lr * self.lr_factor(schedule["last_epoch"])
+            schedule |= {"base_lrs": [optim.lr], "_last_lr": [lr]}
+            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+                group |= {"lr": lr, "initial_lr": optim.lr, "weight_decay": optim.weight_decay}
+                group["betas"] = type(group["betas"])(optim.betas)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The trained parameters by name, whole, on the CPU; all ranks at once. Cut over ranks, for the first only."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from src.training.sound_files import partial_path
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -53,7 +55,7 @@ def sheet(
                 y += LINE
             y += 4
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = partial_path(path)
     canvas.save(partial, format="PNG")
     partial.replace(path)
 

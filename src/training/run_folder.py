@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.training.sound_files import partial_path, saving
+
+PREVIOUS = "previous.ckpt"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -38,8 +42,22 @@ class RunFolder:
         return self.path / "before.json"
 
     @property
+    def mlflow(self) -> Path:
+        """Which MLflow run is this one's, and what it begins with."""
+        return self.path / "mlflow.json"
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last."""
+        return self.last_checkpoint.with_name(PREVIOUS)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that are there, the newest first."""
+        return [path for path in (self.last_checkpoint, self.previous_checkpoint) if path.is_file()]
 
     @property
     def best_weights(self) -> Path:
@@ -48,6 +66,13 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    def what_is_left(self) -> str:
+        """For a person whose run ended before its time: what there is to go on from, and how."""
+        found = self.checkpoints()
+        if not found:
+            return f"no checkpoint was written yet in {self.path}"
+        return f"the last good checkpoint is {found[0]}; the same command with resume={self.path} goes on from it"
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary; None where there is none or it cannot be read."""
@@ -65,20 +90,26 @@ class RunFolder:
         """The sheet of what a validation drew."""
         return self.path / "samples" / f"step_{step:06d}.png"
 
+    def validation_sheets(self) -> dict[int, Path]:
+        """The sheets of the validations so far, by step."""
+        found = sorted(self.validation_samples(0).parent.glob("step_*.png"))
+        return {int(path.stem.removeprefix("step_")): path for path in found}
+
     def test_samples(self, when: str) -> Path:
         """Every evaluated test prompt with its plan and scores, a JSON object a line; `when` as for `samples`."""
         return self.path / f"test_{when}.jsonl"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole: a partial file first, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write a file so that it appears whole: a partial file first, then a rename; raises CannotSave."""
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(path)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,9 +123,9 @@ def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | No
     candidates = [
         RunFolder(path)
         for path in (root.iterdir() if root.is_dir() else ())
-        if pattern.fullmatch(path.name) and RunFolder(path).last_checkpoint.is_file() and not _finished(RunFolder(path))
+        if pattern.fullmatch(path.name) and RunFolder(path).checkpoints() and not _finished(RunFolder(path))
     ]
-    return max(candidates, key=lambda run: run.last_checkpoint.stat().st_mtime, default=None)
+    return max(candidates, key=lambda run: run.checkpoints()[0].stat().st_mtime, default=None)
 
 
 def _finished(run: RunFolder) -> bool:

@@ -28,10 +28,11 @@ from src.algorithms import (
     token_weights,
 )
 from src.algorithms.correction import truncated_importance
-from src.training.collect import NonFiniteError
 from src.training.statistics import has_reference, head_arguments, level_statistics, sampled_logp
 from src.values import Experience, LevelOutput, LossOutput, TokenLevel
 
+# A metric that stands only where a level's loss is not finite.
+NOT_FINITE = "loss_not_finite"
 Metrics = dict[str, dict[str, Tensor]]
 
 
@@ -211,7 +212,7 @@ def level_loss(
     algorithm: Algorithm,
     settings: UpdateSettings,
 ) -> LossOutput:
-    """One level's part of the loss; raises NonFiniteError naming the level."""
+    """One level's part of the loss; one that is not finite is marked in its metrics, for all ranks to skip the step."""
     sampled = sampled_logp(name, level, settings.guided)
     inputs = LossInputs(
         logp=statistics.logp,
@@ -231,7 +232,7 @@ def level_loss(
         entropy_bonus=batch.entropy_bonus.get(name, 0.0),
     )
     if not torch.isfinite(output.loss):
-        raise NonFiniteError(f"level {name!r}: the loss is {output.loss.item()}")
+        output = replace(output, metrics={**output.metrics, NOT_FINITE: torch.ones_like(output.loss)})
     if level.old_logp is not None:
         return output
     # Before the first update the same weights sampled these tokens: what differs is numerics.

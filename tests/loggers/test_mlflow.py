@@ -7,7 +7,6 @@ import http.server
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,12 +21,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from src import cli
 from src.config import UserError
 from src.loggers import mlflow_logger
 from src.loggers.facts import DatasetFacts, RunFacts
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
-from src.train import COMMAND
 from src.training.run_folder import RunFolder, write_json, write_text
 from tests.conftest import ROOT, RunPython
 from tests.mlflow_server import mlflow_server
@@ -277,24 +274,6 @@ def test_a_server_that_is_no_mlflow_is_the_users_error(tmp_path: Path, not_mlflo
         logger.log_metrics({"reward": 1.0}, step=0)
     assert "404" in str(caught.value)
     logger.finalize("failed")
-
-
-def test_an_unreachable_server_ends_the_command_with_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    started = time.monotonic()
-    arguments = [*SHORT, f"run.dir={tmp_path / 'run'}", "logger=mlflow", f"logger.tracking_uri={uri}"]
-    # Told before any weight is loaded: the checkpoint named here does not exist.
-    assert cli.run(COMMAND, [*arguments, f"model.path={tmp_path / 'none'}"]) == 2
-    assert time.monotonic() - started < 30
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert f"logger.tracking_uri={uri}: no MLflow server answers there" in told[0]
-    assert not (tmp_path / "run").exists()
 
 
 # As if mlflow were not installed: no finder finds it, so that an import fails and a probe says no.

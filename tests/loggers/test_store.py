@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.config import UserError
-from src.loggers.store import locate_store
+from src.loggers.store import Store, locate_store
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +49,20 @@ def test_a_listening_server_is_taken(tmp_path: Path) -> None:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        assert locate_store(uri, tmp_path).uri == uri
+        assert locate_store(uri, tmp_path) == Store(uri, None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "no-such-host.invalid:5000"])
+def test_a_server_that_does_not_answer_is_no_error_but_known(tmp_path: Path, host: str) -> None:
+    uri = f"http://{host.format(port=free_port())}"
+    store = locate_store(uri, tmp_path)
+    assert store.uri == uri
+    assert store.unreachable
 
 
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://127.0.0.1:{port}", "no MLflow server answers there"),
-        ("http://no-such-host.invalid:5000", "no MLflow server answers there"),
         ("http://127.0.0.1:99999", "expected http(s)://HOST:PORT"),
         ("{tmp}/mlruns", "no longer keeps runs in plain folders"),
         ("file://{tmp}/mlruns", "no longer keeps runs in plain folders"),
@@ -67,7 +73,7 @@ def test_a_listening_server_is_taken(tmp_path: Path) -> None:
 )
 def test_a_wrong_store_is_named(tmp_path: Path, uri: str, message: str) -> None:
     (tmp_path / "text.db").write_text("this is a text, not a database")
-    uri = uri.format(port=free_port(), tmp=tmp_path)
+    uri = uri.format(tmp=tmp_path)
     with pytest.raises(UserError) as caught:
         locate_store(uri, tmp_path)
     assert f"logger.tracking_uri={uri}" in str(caught.value)

@@ -126,7 +126,7 @@ def test_frozen_parameters_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_level_and_step(tmp_path: Path) -> None:
-    module = toy_module(max_steps=5)
+    module = toy_module(max_steps=5, max_skipped_steps=0)
 
     class Poison(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: PromptBatch, batch_idx: int) -> None:

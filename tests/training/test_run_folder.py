@@ -12,15 +12,20 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
+from src import resume as resuming
 from src.config import UserError
-from src.train import locate
 from src.training.metrics_file import MetricsFile
 from src.training.run_folder import RunFolder, newest_unfinished, write_json, write_text
+from src.training.sound_files import CannotSave, partial_path
 
 
 def config(tmp_path: Path, directory: Path | None = None, resume: Any = None, name: str = "exp") -> Any:
     run = SimpleNamespace(dir=None if directory is None else str(directory), root=str(tmp_path), name=name)
-    return SimpleNamespace(run=run, resume=None if resume is None else str(resume))
+    return SimpleNamespace(run=run, resume=SimpleNamespace(path=None if resume is None else str(resume)))
+
+
+def locate(config: Any) -> tuple[RunFolder, Path | None]:
+    return resuming.locate(config, "20250101-120000")
 
 
 def make_run(path: Path, finished: bool | None = None, age: int = 0) -> RunFolder:
@@ -167,3 +172,30 @@ def test_auto_does_not_take_a_run_whose_name_only_begins_alike(tmp_path: Path) -
     assert newest_unfinished(tmp_path, "exp") is None
     assert newest_unfinished(tmp_path, "e*p") is None
     assert newest_unfinished(tmp_path, "exp", "-1") == RunFolder(tmp_path / "exp-20260101-000001-1")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_figures_that_a_full_disk_refuses_do_not_hide_what_ended_the_run(tmp_path: Path) -> None:
+    logger = MetricsFile(tmp_path / "metrics.csv")
+    logger.log_metrics({"a": 1.0}, step=1)
+    partial_path(logger.path).symlink_to("/dev/full")
+    with pytest.raises(CannotSave, match=r"metrics\.csv: cannot be written .No space left on device"):
+        logger.finalize("success")
+    partial_path(logger.path).symlink_to("/dev/full")
+    logger.finalize("failed")
+    assert not logger.path.exists()
+
+
+def test_what_is_left_says_how_to_go_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "here")
+    assert f"the last good checkpoint is {run.last_checkpoint}" in run.what_is_left()
+    assert f"resume={run.path}" in run.what_is_left()
+    assert "no checkpoint was written yet" in RunFolder(tmp_path / "none").what_is_left()
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_still_one_to_resume(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "exp-20260101-000001")
+    run.last_checkpoint.rename(run.previous_checkpoint)
+    assert newest_unfinished(tmp_path, "exp") == run
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged: it is missing"):
+        locate(config(tmp_path, run.path, resume="auto"))

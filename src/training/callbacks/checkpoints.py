@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from src.phases import phase
 from src.training.callbacks.validation import BestByValidation
 from src.training.module import BiCoTModule
 
@@ -15,7 +16,7 @@ from src.training.module import BiCoTModule
 class ResumableCheckpoint(Callback):
     """Writes Lightning's checkpoint every `every` optimiser steps, with new best weights, at the end and at a stop.
 
-    The file is written beside its place and then renamed, so there is always one whole checkpoint.
+    How it reaches the disk is `SoundCheckpointIO`'s to say.
     """
 
     def __init__(self, path: Path, every: int, validation: BestByValidation) -> None:
@@ -36,8 +37,5 @@ class ResumableCheckpoint(Callback):
         # First the logs: a kill in between may leave rows too many (dropped on a resume), never too few.
         for logger in trainer.loggers:
             logger.save()
-        partial = self.path.with_name(self.path.name + ".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            partial.replace(self.path)
-        trainer.strategy.barrier("checkpoint")
+        with phase("writing a checkpoint"):
+            trainer.save_checkpoint(self.path, weights_only=False)

@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from src.training.metrics_file import MetricsFile
 from src.training.module import BiCoTModule
+from src.training.run_folder import write_text
+from src.training.sound_files import saving
 from src.values import PromptBatch
 
 
@@ -34,7 +36,7 @@ class StepLogs(Callback):
                 for line in self.rollouts.read_text(encoding="utf-8").splitlines()
                 if (step := _step_of(line)) is not None and step <= trainer.global_step
             ]
-            self.rollouts.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            write_text(self.rollouts, "".join(line + "\n" for line in kept))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: BiCoTModule, outputs: Any, batch: PromptBatch, batch_idx: int
@@ -55,7 +57,7 @@ class StepLogs(Callback):
         if collected is None:
             return
         report, plans = collected.experience.report, collected.rollouts.plans
-        with self.rollouts.open("a", encoding="utf-8") as file:
+        with saving(self.rollouts), self.rollouts.open("a", encoding="utf-8") as file:
             for row in range(collected.experience.group_size):
                 entry = {
                     "step": step,

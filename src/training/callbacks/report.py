@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop
 from src.training.callbacks.reward_watch import RewardWatch
@@ -21,6 +22,7 @@ from src.training.module import BiCoTModule
 from src.training.pictures import sheet
 from src.training.provenance import git_commit, peak_memory, versions
 from src.training.run_folder import RunFolder, write_json, write_text
+from src.training.sound_files import saving
 from src.values import PromptRecord
 
 # What a run cost, as its summary and its loggers name it.
@@ -91,7 +93,8 @@ class RunReport(Callback):
         self.seconds_training, self._entered = self._training_seconds(), 0.0
         load_weights(self.folder.best_weights, pl_module)
         if trainer.is_global_zero and getattr(pl_module.policy, "adapter", None) is not None:
-            pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
+            with saving(self.folder.adapter):
+                pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
         self._write_summary(trainer, after=None)
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
@@ -114,9 +117,10 @@ class RunReport(Callback):
         # The report after a first signal still counts; only a second one, raised by the handler, ends it.
         between = self.stop.check if when == "before" else lambda done, total: None
         try:
-            evaluation: Evaluation = evaluate(
-                module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
-            )
+            with phase(f"test prompts {when} training"):
+                evaluation: Evaluation = evaluate(
+                    module.policy, module.policy.decoder(), module.rewards, self.records, self.settings, "test", between
+                )
         except RewardError as error:
             raise RewardError(error.expert, f"test prompts {when} training: {error.problem}", error.prompt) from error
         if module.trainer.is_global_zero:
@@ -133,7 +137,8 @@ class RunReport(Callback):
             for record, reward in zip(self.pictured, report.total.tolist(), strict=True)
         ]
         title = f"{when} training: {_shown(means)} over {len(self.records)} test prompts"
-        sheet(self.folder.samples(when), title, [r.prompt for r in self.pictured], plans, pixels, captions)
+        with saving(self.folder.samples(when)):
+            sheet(self.folder.samples(when), title, [r.prompt for r in self.pictured], plans, pixels, captions)
 
     def _training_seconds(self) -> float:
         """Wall time inside training, evaluations left out, earlier sittings included."""

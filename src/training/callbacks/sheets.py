@@ -11,6 +11,7 @@ from torch import Tensor, stack
 
 from src.training.evaluation import SampledBatch
 from src.training.pictures import sheet
+from src.training.sound_files import saving
 from src.values import PromptRecord
 
 KEY = "validation"  # the pictures' name at the loggers
@@ -61,14 +62,15 @@ class ValidationSheets:
         if not drawn:
             return
         path = self._path(step)
-        sheet(
-            path,
-            f"validation at step {step}: reward {means['reward']:.3f} over {len(self._records)} prompts",
-            [one.record.prompt for one in drawn],
-            [one.plan for one in drawn],
-            stack([one.pixels for one in drawn]),
-            [one.caption for one in drawn],
-        )
+        with saving(path):
+            sheet(
+                path,
+                f"validation at step {step}: reward {means['reward']:.3f} over {len(self._records)} prompts",
+                [one.record.prompt for one in drawn],
+                [one.plan for one in drawn],
+                stack([one.pixels for one in drawn]),
+                [one.caption for one in drawn],
+            )
         for logger in loggers:
             # Lightning's name for it: the W&B logger and ours take paths; others have none.
             log_image = getattr(logger, "log_image", None)

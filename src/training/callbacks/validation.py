@@ -11,12 +11,21 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from src.config import UserError
+from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
 from src.training.callbacks.sheets import ValidationSheets
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
 from src.training.module import BiCoTModule
+from src.training.sound_files import (
+    file_digest,
+    partial_path,
+    put_in_place,
+    require_sound,
+    saving,
+    sync_file,
+)
 from src.values import PromptRecord
 
 
@@ -59,6 +68,8 @@ class BestByValidation(Callback):
         self.history = {int(step): figures for step, figures in state_dict["history"].items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
+        if self.best is not None and not self.weights.is_file():
+            self.best = self.best_step = None  # taken away since, say because they were damaged: the next are the best
         # A resumed run has its history; one more validation would be one that the undisturbed run never made.
         if self.pending or not self.history:
             self.validate(trainer, pl_module)
@@ -74,7 +85,8 @@ class BestByValidation(Callback):
         """One validation: figures to the loggers, weights to disk if they are the best so far."""
         start = time.perf_counter()
         try:
-            evaluation = self._evaluate(module)
+            with phase(f"validation at step {trainer.global_step}"):
+                evaluation = self._evaluate(module)
         except RewardError as error:
             where = f"validation at step {trainer.global_step}"
             raise RewardError(error.expert, f"{where}: {error.problem}", error.prompt) from error
@@ -91,10 +103,12 @@ class BestByValidation(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in figures.items()}, step=step)
         if trainer.is_global_zero:
-            self.sheets.write(step, figures, trainer.loggers)
+            with phase("drawing the validation's samples"):
+                self.sheets.write(step, figures, trainer.loggers)
         if self.best is None or figures[self._figure(figures)] > self.best:
             self.best, self.best_step = figures[self._figure(figures)], step
-            save_weights(self.weights, module, trainer.is_global_zero)
+            with phase("writing the best weights"):
+                save_weights(self.weights, module, trainer.is_global_zero)
         shown = ", ".join(f"{n} {figures[n]:.3f}" for n in ("reward", "all_correct") if n in figures)
         say(f"validation at step {step}: {shown} ({len(evaluation.samples)} prompts)")
         self.seconds += time.perf_counter() - start
@@ -118,20 +132,26 @@ class BestByValidation(Callback):
 
 
 def save_weights(path: Path, module: BiCoTModule, writes: bool = True) -> None:
-    """The trained parameters as safetensors, written whole by the rank that `writes`; all ranks at once."""
+    """The trained parameters as safetensors, written whole, with their checksum, by the rank that `writes`.
+
+    All ranks at once, for weights that are cut over ranks are gathered. Raises CannotSave.
+    """
     from safetensors.torch import save_file
 
     state = module.trained_state()
     if not writes:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in state.items()}, str(partial))
-    partial.replace(path)
+    partial = partial_path(path)
+    with saving(path):
+        save_file({name: value.contiguous() for name, value in state.items()}, str(partial))
+        sync_file(partial)
+        put_in_place(partial, path, file_digest(partial))
 
 
 def load_weights(path: Path, module: BiCoTModule) -> None:
-    """Put back what `save_weights` wrote."""
+    """Put back what `save_weights` wrote; raises DamagedFile if it is not that any more."""
     from safetensors.torch import load_file
 
+    require_sound(path)
     module.load_trained_state(load_file(str(path)))

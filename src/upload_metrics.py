@@ -1,0 +1,143 @@
+"""Write to MLflow what did not get there: ``python -m src.upload_metrics run=RUN``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src import cli
+from src.config import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from src.loggers.mlflow_journal import Journal
+    from src.loggers.mlflow_writer import Metric, Writer
+    from src.training.run_folder import RunFolder
+
+
+def upload(config: DictConfig) -> int:
+    """Fill the run's MLflow run from its folder, or begin one; returns the exit code.
+
+    Only what is missing is written, so that a second time changes nothing: of each metric the steps that the store
+    has no entry for, the parameters, data sets, pictures and artifacts it lacks. A run that was logged elsewhere, or
+    to metrics.csv alone, gets an MLflow run of its own. Not for a run that is still going on: it may be writing the
+    same.
+    """
+    from src.loggers.mlflow_journal import write_journal
+    from src.loggers.store import locate_store
+    from src.training.run_folder import RunFolder
+
+    if config.run is None:
+        raise UserError("run: expected a run folder, as in run=runs/bicot_lora-20260101-120000")
+    folder = RunFolder(Path(config.run))
+    rows = metric_rows(folder)
+    journal = journal_of(folder)
+    experiment = config.experiment or journal.experiment
+    store = locate_store(config.tracking_uri or journal.tracking_uri, folder.path.parent, key="tracking_uri")
+    if store.unreachable is not None:
+        raise UserError(f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable})")
+    from mlflow.exceptions import MlflowException
+
+    from src.loggers.mlflow_writer import Writer
+
+    writer = Writer(lambda kind, text: print(f"mlflow: {text}", file=sys.stderr) if kind == "warning" else None)
+    try:
+        writer.prepare(store.uri, experiment, None if store.artifacts is None else str(store.artifacts))
+        known = journal.run_in(store.uri)
+        run_id = writer.begin(known, journal.name, dict(journal.tags), dict(journal.parameters))
+        # Before the first figure: cut off here, the next time goes on in the same run.
+        write_journal(folder, journal.with_run(store.uri, run_id, pending=True))
+        if journal.datasets:
+            writer.fill_datasets(journal.datasets)
+        written = writer.fill(rows)
+        files = upload_files(writer, folder)
+    except (MlflowException, ValueError) as error:
+        raise UserError(f"tracking_uri={store.uri}: MLflow cannot use it ({error}); try again later") from error
+    summary = folder.read_summary() or {}
+    writer.finish("FINISHED" if summary.get("finished") else "KILLED")
+    write_journal(folder, journal.with_run(store.uri, run_id, pending=False))
+    print(f"{store.uri}, run {run_id}: {written} of {len(rows)} figures and {files} files were missing, now written")
+    return 0
+
+
+def metric_rows(folder: RunFolder) -> list[Metric]:
+    """Every figure of metrics.csv as (name, value, milliseconds since 1970, step), the time being the file's.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    from src.training.metrics_file import MetricsFile
+
+    if not folder.metrics.is_file():
+        raise UserError(f"run={folder.path}: no metrics.csv there; give a run folder of src.train")
+    stamp = int(folder.metrics.stat().st_mtime * 1000)
+    return [
+        (name, float(value), stamp, step)
+        for step, row in sorted(MetricsFile(folder.metrics).rows.items())
+        for name, value in row.items()
+        if name != "step"
+    ]
+
+
+def journal_of(folder: RunFolder) -> Journal:
+    """The run's journal; made up from its folder where another logger was chosen."""
+    from omegaconf import OmegaConf
+
+    from src.loggers.facts import run_parameters
+    from src.loggers.mlflow_journal import Journal, read_journal
+
+    known = read_journal(folder)
+    if known is not None:
+        return known
+    if not folder.config.is_file():
+        raise UserError(f"run={folder.path}: no config.yaml there; give a run folder of src.train")
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    summary = folder.read_summary() or {}
+    path, run = folder.path.resolve(), config["run"]
+    facts = {"experiment": run["name"], "seed": run["seed"], "run_folder": path}
+    facts |= {name: summary[name] for name in ("hardware", "git_commit") if summary.get(name)}
+    tags = {name: str(value) for name, value in facts.items()}
+    return Journal(None, "bicot_grpo", path.name, tags, run_parameters(config))
+
+
+def upload_files(writer: Writer, folder: RunFolder) -> int:
+    """Upload the run's artifacts and validation sheets that the store lacks; returns how many (a folder is one)."""
+    from src.training.callbacks.sheets import KEY
+
+    there = {item.path for item in writer.client.list_artifacts(writer.run_id)}
+    sheets = [folder.samples("before"), folder.samples("after")]
+    paths = (folder.config, *sheets, folder.adapter, folder.test_samples("after"), folder.summary)
+    missing = [path for path in paths if path.exists() and path.name not in there]
+    for path in missing:
+        if path.is_dir():
+            writer.client.log_artifacts(writer.run_id, str(path), path.name)
+        else:
+            writer.client.log_artifact(writer.run_id, str(path))
+    drawn = [writer.fill_image(str(path), KEY, step) for step, path in folder.validation_sheets().items()]
+    return len(missing) + sum(drawn)
+
+
+COMMAND = cli.Command(
+    name="upload_metrics",
+    about="Write a run's figures, settings and files to MLflow where they are missing; a second time changes nothing.",
+    examples=("run=runs/bicot_lora-20260101-120000", "run=RUN tracking_uri=http://127.0.0.1:5000"),
+    task=upload,
+    config="upload_metrics",
+    groups=(),
+    keys=(
+        "run=RUN                               a run folder, of a run that is over",
+        "tracking_uri=URI                      MLflow's; else the one the run was logged to",
+        "experiment=NAME                       else the run's",
+    ),
+)
+
+
+def main() -> int:
+    """Entry point."""
+    return cli.run(COMMAND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
