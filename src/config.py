@@ -322,8 +322,11 @@ class GenerateConfig(PaintingConfig):
     prompts_file: str | None = None  # .txt with one a line, or .jsonl records
     rewards: Any = MISSING
     n: int = 4  # pictures a prompt
+    best_of: int = 1  # candidates a picture, of which the best is kept
+    best_of_by: str | None = None  # the expert that chooses; null: the total of all
     seed: int = 0
     batch_size: int = 64  # pictures decoded at once
+    progress_bar: bool = True  # on a terminal
     out: str | None = None  # null: outputs/generated-<time>
     overwrite: bool = False
 

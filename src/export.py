@@ -77,7 +77,7 @@ def locate_source(run: str | None, adapter: str | None, base: str | None) -> Sou
     if (run is None) == (adapter is None):
         raise UserError("run, adapter: give one of the two, as in run=runs/bicot_lora or adapter=runs/x/adapter")
     if run is not None:
-        return source_of_run(Path(run).expanduser(), base)
+        return source_of_run(find_run(run), base)
     from src.policies.export import base_of_adapter
 
     folder = Path(str(adapter)).expanduser()
@@ -125,8 +125,10 @@ def run_config(run: Path) -> dict[str, Any]:
     from yaml import YAMLError
 
     path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"run={run}: no config.yaml there; give the folder of a run made by src.train")
+    if not holds_run(run):
+        raise UserError(
+            f"run={run}: no config.yaml there; give the folder of a run made by src.train.{nearest_run(run)}"
+        )
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OSError) as error:
@@ -134,6 +136,27 @@ def run_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "path" not in config["model"]:
         raise UserError(f"{path}: has no model.path; give the folder of a run made by src.train")
     return {str(key): value for key, value in config.items()}
+
+
+def find_run(run: str) -> Path:
+    """The folder of a run that is given by its path, or by its name below runs/."""
+    path, named = Path(run).expanduser(), Path("runs") / run
+    return named if not holds_run(path) and holds_run(named) else path
+
+
+def nearest_run(run: Path) -> str:
+    """`` Did you mean x?``: run folders beside `run`, or below runs/, of nearly its name; nothing where none is."""
+    from difflib import get_close_matches
+
+    roots = dict.fromkeys((run.parent, Path("runs")))
+    found = {path.name: path for root in roots if root.is_dir() for path in root.iterdir() if holds_run(path)}
+    close = get_close_matches(run.name, found, n=3)
+    return f" Did you mean {' or '.join(str(found[name]) for name in close)}?" if close else ""
+
+
+def holds_run(path: Path) -> bool:
+    """Whether `path` is a folder that src.train wrote a config into."""
+    return (path / "config.yaml").is_file()
 
 
 def checkpoint_of_model(model: dict[str, Any]) -> str:
