@@ -377,6 +377,14 @@ class ExportConfig:
     dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
     layout: str = "transformers"  # of a whole checkpoint: transformers | original
     overwrite: bool = False
+    base_repository: str | None = None  # the base's name on the hub; null: what the run or the cache says
+    license: str | None = None  # of the model card; null: the base's, where it is known
+    push_to_hub: bool = False
+    repo: str | None = None  # on the hub, as ORGANISATION/NAME
+    private: bool = True  # a new repository on the hub
+    register: bool = False  # a version of `registered_name` in MLflow's model registry
+    registered_name: str | None = None  # null: the run's name
+    tracking_uri: str | None = None  # null: the run's, else MLFLOW_TRACKING_URI, else sqlite:///<runs>/mlflow.db
 
 
 @dataclass
