@@ -332,6 +332,16 @@ class GenerateConfig(PaintingConfig):
 
 
 @dataclass
+class DemoConfig(PaintingConfig):
+    """``python -m src.demo``: a page on 127.0.0.1; docs/DEMO.md. temperature, guidance_scale: where it starts."""
+
+    rewards: Any = MISSING
+    port: int = 7860
+    share: bool = False  # a public address through Gradio's servers
+    paint_every: int | None = None  # tokens between two looks at the picture; null: 16 looks a picture
+
+
+@dataclass
 class BenchmarkImagesConfig(PaintingConfig):
     """``python -m src.benchmark_images``: a public benchmark's images, as its own scorer reads them."""
 
@@ -427,6 +437,7 @@ class ServeRewardsConfig:
 ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
     "generate": GenerateConfig,
+    "demo": DemoConfig,
     "benchmark_images": BenchmarkImagesConfig,
     "score_geneval": ScoreGenevalConfig,
     "export": ExportConfig,

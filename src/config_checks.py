@@ -134,6 +134,7 @@ CHECKS: dict[str, Check] = {
     "max_plan_tokens": _AT_LEAST_ONE,
     "n": _AT_LEAST_ONE,
     "best_of": _AT_LEAST_ONE,
+    "paint_every": _AT_LEAST_ONE,
     "seed": _NOT_NEGATIVE,
     "batch_size": _AT_LEAST_ONE,
     "dtype": _one_of("auto", "float32", "bfloat16"),

@@ -67,7 +67,7 @@ def hub_name(folder: Path, repository: str | None = None) -> str | None:
 
 
 def complete_card(folder: Path, facts: CardFacts) -> None:
-    """Put front matter and the run's facts round the README.md in `folder`, the run's sheets of samples beside it."""
+    """Put front matter and the run's facts round the README.md in `folder`, and copy the run's samples beside it."""
     page = folder / "README.md"
     body = page.read_text(encoding="utf-8")
     parts = [front_matter(facts), f"# {facts.name}", body.strip()]
