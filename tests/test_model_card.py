@@ -18,7 +18,7 @@ from src.model_card import CardFacts, front_matter, hub_name, scores, wilson
 from tests.test_export import PLAIN
 from tests.tiny_run import lora_run
 
-DECLARE = PLAIN[: PLAIN.index("for name in (")]  # what torch's CPU build needs; see there
+DECLARE = PLAIN[: PLAIN.index('for name in ("src"')]  # what torch's CPU build needs; see there
 
 
 def parts(page: str) -> tuple[dict[str, Any], str]:

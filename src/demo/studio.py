@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -119,6 +119,3 @@ class Studio:
         entries = tuple(scores(self._rewards, pixels, [PromptRecord(prompt)] * len(pixels)))
         rewards = [entry.get("reward", float("-inf")) for entry in entries]
         return Result(entries, rewards.index(max(rewards)))
-
-
-Paint = Callable[[Request], Iterator[Frame]]
