@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from src import cli
-from src.config import UserError
+from src.config import ROOT, UserError
 
 HOST = "127.0.0.1"
 
@@ -52,10 +53,18 @@ def prepared(config: Any) -> Any:
     rewards = build.build_rewards(config).to(build.device())
     trained = chosen["model"].get("adapter") is not None or chosen["weights"] is not None
     studio = Studio(load_policy(chosen), rewards, chosen["sampling"], trained, config.paint_every)
-    about = [f"base `{chosen['model'].get('path') or chosen['model'].get('repository')}`"]
+    about = [f"base `{shown(chosen['model'].get('path') or chosen['model']['repository'])}`"]
     if trained:
-        about.append(f"trained `{config.run or config.adapter}`")
+        about.append(f"trained `{shown(config.run or config.adapter or chosen['model']['adapter'])}`")
     return build_page(studio, about)
+
+
+def shown(place: str) -> str:
+    """What a visitor sees of a path: inside of the checkout all of it, else its last two parts."""
+    path = Path(place).expanduser()
+    if path.is_absolute() and path.is_relative_to(ROOT):
+        return str(path.relative_to(ROOT))
+    return str(Path(*path.parts[-2:])) if path.is_absolute() else place
 
 
 def launch(page: Any, port: int, share: bool) -> tuple[Any, str, str | None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-SIDE = 384  # of a picture on the page, in pixels; larger ones stay as they are
+SIDE = 288  # of a picture on the page, in pixels; larger ones stay as they are
 GAP = 4  # between the tiles of several candidates
 TITLES = {BASE: "Base", TRAINED: "Trained"}
 EXAMPLES = ("a red circle left of a blue square", "two green squares", "three blue circles")
@@ -52,11 +52,13 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
                     outputs += [
                         gr.Textbox(label="Plan", interactive=False, lines=3, elem_id=f"plan-{side}"),
                         gr.Image(
-                            label="Picture", format="png", interactive=False, height=SIDE + 16, elem_id=f"image-{side}"
+                            label="Picture", format="png", interactive=False, height=SIDE + 32,
+                            buttons=["download", "fullscreen"], elem_id=f"image-{side}"
                         ),
                         gr.Markdown(elem_id=f"status-{side}"),
                         gr.Gallery(
-                            label="Candidates", format="png", columns=4, height=180, visible=False,
+                            label="Candidates", format="png", columns=4, height=190, visible=False,
+                            buttons=["download", "fullscreen"],
                             elem_id=f"candidates-{side}",
                         ),
                     ]  # fmt: skip
@@ -110,9 +112,8 @@ def status(frame: Frame) -> str:
     of = f"best of {len(result.entries)}: candidate {result.best + 1}, " if len(result.entries) > 1 else ""
     if "reward" not in best:
         return f"{look.total} tokens; no score: no expert has anything to go by in this prompt"
-    lines = [f"**{of}{caption(best)}**", "", "| score | value |", "| --- | --- |"]
     figures: Mapping[str, float] = {**best["scores"], **best["details"]}
-    return "\n".join([*lines, *(f"| {name} | {value:.3f} |" for name, value in figures.items())])
+    return f"**{of}{caption(best)}**  \n" + ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
 
 
 def caption(entry: Mapping[str, Any]) -> str:
