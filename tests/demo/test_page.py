@@ -1,4 +1,4 @@
-"""The page's parts without a browser: what a visitor may ask for, frames in order, what is shown of them, the command."""
+"""The page without a browser: what a visitor may ask for, frames in order, what is shown of them, the command."""
 
 from __future__ import annotations
 

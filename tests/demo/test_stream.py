@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_the_last_look_is_the_rollout(every: int | None) -> None:
     tokens = [look.tokens for look in seen]
     assert tokens == sorted(tokens)
     plans = [look.plans[0] for look in seen if look.pixels is None]
-    assert all(later.startswith(earlier) for earlier, later in zip(plans, plans[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(plans))
     assert all(look.plans == seen[-1].plans for look in seen if look.pixels is not None)
     if every == 1:
         assert [look.tokens for look in seen if look.pixels is not None] == list(range(1, policy().image_tokens + 1))
