@@ -89,7 +89,7 @@ def launch(page: Any, port: int, share: bool) -> tuple[Any, str, str | None]:
             footer_links=[],
         )
     except OSError as error:
-        raise UserError(f"port={port}: is taken ({error}); choose another, as in port={port + 1}") from error
+        raise UserError(f"port={port}: is taken; choose another, as in port={port + 1}") from error
 
 
 COMMAND = cli.Command(

@@ -57,7 +57,7 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
                         ),
                         gr.Markdown(elem_id=f"status-{side}"),
                         gr.Gallery(
-                            label="Candidates", format="png", columns=4, height=190, visible=False,
+                            label="Candidates", format="png", columns=4, height="auto", object_fit="contain", visible=False,
                             buttons=["download", "fullscreen"],
                             elem_id=f"candidates-{side}",
                         ),
@@ -93,7 +93,10 @@ def changes(frame: Frame, sides: Sequence[str], same: Any, gallery: Any) -> list
     if result is not None and look.pixels is not None:
         picture = enlarged(to_image(look.pixels[result.best]))
         if len(look.plans) > 1:
-            tiles = [(enlarged(to_image(p)), caption(e)) for p, e in zip(look.pixels, result.entries, strict=True)]
+            tiles = [
+                (enlarged(to_image(tile)), f"{entry['reward']:.2f}" if "reward" in entry else "-")
+                for tile, entry in zip(look.pixels, result.entries, strict=True)
+            ]
             shown = gallery(value=tiles, visible=True)
     elif look.pixels is not None:
         picture = enlarged(mosaic(look.pixels))

@@ -120,7 +120,7 @@ def test_what_a_frame_changes() -> None:
     assert plan_text == "q"
     assert picture.tobytes() == enlarged(to_image(pixels[1])).tobytes()
     assert text == "**best of 2: candidate 2, reward 0.500**  \nshapes 0.50, count 1.00"
-    assert [caption for _, caption in shown_candidates["value"]] == ["no score", "reward 0.500"]
+    assert [caption for _, caption in shown_candidates["value"]] == ["-", "0.50"]
     assert "no expert" in status(Frame(BASE, Look(("p",), 36, 36, pixels[:1]), Result(entries[:1], 0)))
     assert mosaic(pixels[:1]).size == (288, 288)
 
