@@ -57,8 +57,8 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
                         ),
                         gr.Markdown(elem_id=f"status-{side}"),
                         gr.Gallery(
-                            label="Candidates", format="png", columns=4, height="auto", object_fit="contain", visible=False,
-                            buttons=["download", "fullscreen"],
+                            label="Candidates", format="png", columns=4, height="auto", object_fit="contain",
+                            buttons=["download", "fullscreen"], visible=False,
                             elem_id=f"candidates-{side}",
                         ),
                     ]  # fmt: skip
