@@ -83,14 +83,13 @@ def front_matter(facts: CardFacts) -> str:
     from huggingface_hub import ModelCardData
 
     lora = ["lora"] if facts.library == "peft" else []
-    relation = {} if facts.base is None else {"base_model_relation": "adapter" if lora else "finetune"}
+    more: dict[str, Any] = {} if facts.base is None else {"base_model_relation": "adapter" if lora else "finetune"}
     data = ModelCardData(
         base_model=facts.base,
         library_name=facts.library,
         pipeline_tag="text-to-image",
         tags=[*lora, "janus", "text-to-image", "reinforcement-learning", "bicot-grpo", "arxiv:2505.00703"],
-        **licence(facts),
-        **relation,
+        **(more | licence(facts)),
     )
     return f"---\n{data.to_yaml()}\n---"
 
