@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
 from src.demo.request import CANDIDATES, GUIDANCE, PROMPT_LETTERS, SEED, TEMPERATURE, Request
-from src.demo.studio import BASE, TRAINED, Frame, Studio
+from src.demo.studio import BASE, TRAINED, Frame, Result, Studio
 from src.images import to_image
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIDE = 288  # of a picture on the page, in pixels; larger ones stay as they are
-GAP = 4  # between the tiles of several candidates
+GAP = 4  # between the tiles of several candidates, and round them
+COLUMNS, LINE = 4, 22  # of the sheet of candidates; a line of text in pixels
 TITLES = {BASE: "Base", TRAINED: "Trained"}
 EXAMPLES = ("a red circle left of a blue square", "two green squares", "three blue circles")
 WAITING = "_waiting ..._"
@@ -56,10 +57,9 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
                             buttons=["download", "fullscreen"], elem_id=f"image-{side}"
                         ),
                         gr.Markdown(elem_id=f"status-{side}"),
-                        gr.Gallery(
-                            label="Candidates", format="png", columns=4, height="auto", object_fit="contain",
-                            buttons=["download", "fullscreen"], visible=False,
-                            elem_id=f"candidates-{side}",
+                        gr.Image(
+                            label="Candidates", format="png", interactive=False, visible=False, show_label=False,
+                            buttons=["download", "fullscreen"], elem_id=f"candidates-{side}",
                         ),
                     ]  # fmt: skip
 
@@ -68,10 +68,10 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
                 request = Request(*fields)
             except ValueError as error:
                 raise gr.Error(str(error)) from error
-            yield cleared(studio.sides, gr.Gallery)
+            yield cleared(studio.sides, gr.Image)
             try:
                 for frame in studio.paint(request):
-                    yield changes(frame, studio.sides, gr.skip(), gr.Gallery)
+                    yield changes(frame, studio.sides, gr.skip(), gr.Image)
             except UserError as error:
                 raise gr.Error(str(error)) from error
 
@@ -80,12 +80,12 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
     return page.queue(max_size=16)
 
 
-def cleared(sides: Sequence[str], gallery: Any) -> list[Any]:
+def cleared(sides: Sequence[str], image: Any) -> list[Any]:
     """Every output emptied, before the first frame."""
-    return [value for _ in sides for value in ("", None, WAITING, gallery(value=None, visible=False))]
+    return [value for _ in sides for value in ("", None, WAITING, image(value=None, visible=False))]
 
 
-def changes(frame: Frame, sides: Sequence[str], same: Any, gallery: Any) -> list[Any]:
+def changes(frame: Frame, sides: Sequence[str], same: Any, image: Any) -> list[Any]:
     """New values of the outputs (plan, picture, status and candidates a side); `same` where one stays as it is."""
     look, result = frame.look, frame.result
     number = 0 if result is None else result.best
@@ -93,11 +93,7 @@ def changes(frame: Frame, sides: Sequence[str], same: Any, gallery: Any) -> list
     if result is not None and look.pixels is not None:
         picture = enlarged(to_image(look.pixels[result.best]))
         if len(look.plans) > 1:
-            tiles = [
-                (enlarged(to_image(tile)), f"{entry['reward']:.2f}" if "reward" in entry else "-")
-                for tile, entry in zip(look.pixels, result.entries, strict=True)
-            ]
-            shown = gallery(value=tiles, visible=True)
+            shown = image(value=candidates_sheet(look.pixels, result), visible=True)
     elif look.pixels is not None:
         picture = enlarged(mosaic(look.pixels))
     mine = [plan, picture, status(frame), shown]
@@ -136,6 +132,23 @@ def mosaic(pixels: Tensor) -> Image.Image:
     sheet = Image.new("RGB", (columns * width - GAP, ceil(len(tiles) / columns) * height - GAP), "white")
     for place, tile in enumerate(tiles):
         sheet.paste(tile, (place % columns * width, place // columns * height))
+    return sheet
+
+
+def candidates_sheet(pixels: Tensor, result: Result) -> Image.Image:
+    """All candidates (N, 3, H, W) in [0, 1] in rows of `COLUMNS`, under each its reward; the kept one is framed."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    tiles = [enlarged(to_image(picture), SIDE // 2) for picture in pixels]
+    width, height = tiles[0].width + 2 * GAP, tiles[0].height + 2 * GAP + LINE
+    sheet = Image.new("RGB", (COLUMNS * width, ceil(len(tiles) / COLUMNS) * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 8)
+    for place, (tile, entry) in enumerate(zip(tiles, result.entries, strict=True)):
+        left, top = place % COLUMNS * width, place // COLUMNS * height
+        if place == result.best:
+            pen.rectangle((left, top, left + width - 1, top + height - LINE - 1), fill="#2563eb")
+        sheet.paste(tile, (left + GAP, top + GAP))
+        pen.text((left + GAP, top + height - LINE + 2), f"{place + 1}: {caption(entry)}", fill="black", font=font)
     return sheet
 
 

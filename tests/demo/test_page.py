@@ -102,25 +102,30 @@ def test_who_leaves_holds_nobody_up() -> None:
         next(broken.paint(Request(PROMPT, 1.5, 1.0)))
 
 
-def gallery(**settings: Any) -> dict[str, Any]:
+def image(**settings: Any) -> dict[str, Any]:
     return settings
 
 
 def test_what_a_frame_changes() -> None:
     sides, pixels = (BASE, TRAINED), torch.linspace(0, 1, 2 * 3 * 24 * 24).view(2, 3, 24, 24)
-    assert cleared(sides, gallery)[:4] == ["", None, "_waiting ..._", {"value": None, "visible": False}]
-    plan = changes(Frame(TRAINED, Look(("p", "q"), 0, 36)), sides, "same", gallery)
+    assert cleared(sides, image)[:4] == ["", None, "_waiting ..._", {"value": None, "visible": False}]
+    plan = changes(Frame(TRAINED, Look(("p", "q"), 0, 36)), sides, "same", image)
     assert plan == ["same"] * 4 + ["p", "same", "planning ...", "same"]
-    half = changes(Frame(BASE, Look(("p", "q"), 18, 36, pixels)), sides, "same", gallery)
+    half = changes(Frame(BASE, Look(("p", "q"), 18, 36, pixels)), sides, "same", image)
     assert half[1].size == (144 * 2 + GAP, 144)
     assert half[2] == "painting: 18 of 36 tokens"
     entries = ({"scores": {}}, {"scores": {"shapes": 0.5}, "reward": 0.5, "details": {"count": 1.0}})
     done = Frame(BASE, Look(("p", "q"), 36, 36, pixels), Result(entries, 1))
-    plan_text, picture, text, shown_candidates = changes(done, sides, "same", gallery)[:4]
+    plan_text, picture, text, shown_candidates = changes(done, sides, "same", image)[:4]
     assert plan_text == "q"
     assert picture.tobytes() == enlarged(to_image(pixels[1])).tobytes()
     assert text == "**best of 2: candidate 2, reward 0.500**  \nshapes 0.50, count 1.00"
-    assert [caption for _, caption in shown_candidates["value"]] == ["-", "0.50"]
+    sheet = shown_candidates["value"]
+    assert shown_candidates["visible"]
+    # Two tiles of 144 pixels with a border of 4 each, in a row of four; only the kept one's border is coloured.
+    assert sheet.size == (4 * 152, 152 + 22)
+    assert sheet.crop((156, 4, 300, 148)).tobytes() == enlarged(to_image(pixels[1]), 144).tobytes()
+    assert (sheet.getpixel((0, 0)), sheet.getpixel((152, 0))) == ((255, 255, 255), (37, 99, 235))
     assert "no expert" in status(Frame(BASE, Look(("p",), 36, 36, pixels[:1]), Result(entries[:1], 0)))
     assert mosaic(pixels[:1]).size == (288, 288)
 
