@@ -37,14 +37,14 @@ def _install(session: nox.Session, *what: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast suite."""
-    _install(session, "-e", ".[dev]")
+    _install(session, "-e", ".[dev,browser]")
     session.run("pytest", "-m", "not slow", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The tests marked slow."""
-    _install(session, "-e", ".[dev]")
+    _install(session, "-e", ".[dev,browser]")
     session.run("pytest", "-m", "slow", *session.posargs, env=ONE_THREAD)
 
 

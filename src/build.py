@@ -225,11 +225,17 @@ def build_operations(config: DictConfig) -> Operations:
 
 
 def engine_settings(config: DictConfig) -> EngineSettings:
-    """How rollouts are computed; a config without a rollout (another entry point's) takes the defaults."""
+    """How rollouts are computed; a config without a rollout (another entry point's) takes the defaults.
+
+    Raises:
+        UserError: for a CUDA graph where there is no GPU.
+    """
     rollout, kernels = config.get("rollout"), config.get("kernels", "auto")
     if rollout is None:
         return EngineSettings(kernels=kernels)
     graph = None if rollout.graph == "auto" else rollout.graph
+    if graph and device(config).type != "cuda":
+        raise UserError("rollout.graph=true: CUDA graphs need a GPU, this run is on the CPU; set it to auto or false")
     return EngineSettings(kernels=kernels, graph=graph, **plain(rollout.engine))
 
 

@@ -241,6 +241,7 @@ class LoggerConfig:
     tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<run.root>/mlflow.db
     experiment: str = "bicot_grpo"
     parent: str | None = None  # id of the MLflow run this one stands under
+    system_metrics_every: float | None = 10.0  # seconds between samples of CPU, memory, disk, GPU; null: none
 
 
 @dataclass
@@ -398,6 +399,43 @@ class ExportConfig:
 
 
 @dataclass
+class EvaluateConfig(PaintingConfig):
+    """``python -m src.evaluate``: base and trained models on the same prompts and noise; docs/EVALUATION.md."""
+
+    adapters: Any = None  # more models: run folders or PEFT folders: one, a list, or {name: folder}
+    data: Any = None  # null: the run's
+    rewards: Any = None  # null: the run's
+    prompts: Any = None  # instead of data; read off the command line as they are, as is prompts_file
+    prompts_file: str | None = None
+    kinds: list[str] | None = None  # only prompts of these task types
+    max_prompts: int | None = None  # the first so many of those; null: all
+    n: int = 4  # samples a prompt
+    seed: int | None = None  # null: the run's evaluation.seed, else 1234
+    batch_size: int = 128  # pictures decoded at once
+    embedding: str = "auto"  # diversity's: pixels, the name of an expert with an image tower, auto: that or pixels
+    resamples: int = 2000  # of the bootstrap
+    picture_prompts: int = 200  # prompts with pictures in report.html
+    out: str | None = None  # null: outputs/evaluated-<time>
+    overwrite: bool = False
+
+
+@dataclass
+class CompareConfig:
+    """``python -m src.compare``: runs of an MLflow experiment, of run folders, or both."""
+
+    # MLflow's experiment; `experiment=` on the command line, which Hydra itself takes for the group configs/experiment.
+    experiment_name: str | None = None
+    tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<root>/mlflow.db
+    root: str = "runs"
+    runs: Any = None  # a run folder, a folder of them, a run's name in the experiment, or a list of such
+    metric: str | None = None  # null: validation/reward, else the first of validation/*, reward
+    mode: str = "max"  # max | min: which value of the metric is the best
+    baseline: str | None = None  # a run's name: paired differences on the test prompts
+    out: str = "comparison"
+    overwrite: bool = False
+
+
+@dataclass
 class BenchmarkConfig:
     """``python -m src.benchmark``."""
 
@@ -441,8 +479,10 @@ ROOT_SCHEMAS: dict[str, type] = {
     "benchmark_images": BenchmarkImagesConfig,
     "score_geneval": ScoreGenevalConfig,
     "export": ExportConfig,
+    "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
     "serve_rewards": ServeRewardsConfig,
+    "compare": CompareConfig,
 }
 
 # The schema under each group's files; a part with keys of its own brings them behind its ``_target_``.

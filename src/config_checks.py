@@ -67,6 +67,7 @@ CHECKS: dict[str, Check] = {
     "algorithm.penalties_on": _one_of("both", "plan"),
     "algorithm.max_refills": _NOT_NEGATIVE,
     "algorithm.signal_tolerance": _NOT_NEGATIVE,
+    "logger.system_metrics_every": _POSITIVE,
     "optim.lr": _POSITIVE,
     "optim.weight_decay": _NOT_NEGATIVE,
     "optim.warmup_steps": _NOT_NEGATIVE,
@@ -105,6 +106,13 @@ CHECKS: dict[str, Check] = {
     "rewards.watch.window": (lambda v: v >= 10, "an integer >= 10 (a trend needs points)"),
     "rewards.watch.threshold": _POSITIVE,
     "kernels": _one_of("auto", "triton", "torch"),
+    # evaluate
+    "max_prompts": _AT_LEAST_ONE,
+    "kinds": (lambda v: len(v) > 0, "at least one kind of prompt, or null for all"),
+    "resamples": (lambda v: v >= 100, "an integer >= 100 (the ends of an interval are read off so many)"),
+    "picture_prompts": _NOT_NEGATIVE,
+    # compare
+    "mode": _one_of("max", "min"),
     # score_geneval
     "threshold": _UP_TO_ONE,
     "counting_threshold": _UP_TO_ONE,
@@ -112,7 +120,7 @@ CHECKS: dict[str, Check] = {
     "max_overlap": (lambda v: 0 < v <= 1, "a share above 0 and up to 1 (1 is no suppression)"),
     "position_threshold": _NOT_NEGATIVE,
     "samples": _AT_LEAST_ONE,
-    # generate, benchmark_images, export, benchmark
+    # generate, evaluate, benchmark_images, export, benchmark
     # counts of benchmark; score_geneval has a folder under this name
     "images": (lambda v: isinstance(v, str) or (len(v) > 0 and min(v) >= 1), "at least one integer >= 1"),
     "scaling": (lambda v: len(v) > 0 and min(v) >= 1, "at least one integer >= 1"),

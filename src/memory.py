@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from src.policies.cache import rounded_places
+from src.policies.cache import SHARE_OF_FREE_MEMORY, rounded_places
 from src.policies.sizes import ModelSizes
 from src.values import IMAGE, PLAN
 
@@ -31,7 +31,8 @@ class StepShape:
     is sampled with an unconditional branch; guided_logp: it is trained on those log-probs. reference: the
     reference is run. exact_kl: its whole rows are kept. evaluation_rows: pictures decoded at once in evaluations.
     mixed: float32 weights with bf16 products. fused_head: logits exist in chunks only. mask_per_layer: attention
-    keeps a copy of the mask in every layer (on a GPU). processes: how many share the gradients. expert_bytes:
+    keeps a copy of the mask in every layer (on a GPU). processes: how many share the gradients. sharded: trained
+    weights, gradients and moments are cut over them (FSDP2), and a whole copy decodes. expert_bytes:
     weights of the reward experts on the same device. max_rows: rollouts decoded at once, if fewer.
     """
 
@@ -48,6 +49,7 @@ class StepShape:
     fused_head: bool
     mask_per_layer: bool
     processes: int = 1
+    sharded: bool = False
     expert_bytes: int = 0
     max_rows: int | None = None
 
@@ -116,12 +118,18 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
 
     weights: parameters, buffers, the frozen copy. optimiser: AdamW's two moments, and DDP's buckets.
     """
-    buckets = sizes.trained_bytes if shape.processes > 1 else 0
+    buckets = sizes.trained_bytes if shape.processes > 1 and not shape.sharded else 0
+    weights, constant = sizes, shape
+    if shape.sharded and shape.mixed:
+        # FSDP2 gathers weights in bf16, and the copy is bf16: everything that is computed is as if weights were.
+        sizes, shape = replace(sizes, element=2, merged=False), replace(shape, mixed=False)
     rows = {"rollout": shape.at_once(shape.rollouts), "evaluation": shape.at_once(shape.evaluation_rows)}
     kept = cache_of_rollouts(sizes, shape, max(rows.values()))  # stays for the next rollout
     return MemoryEstimate(
-        weights=sizes.weight_bytes + sizes.reference_bytes,
-        optimiser=2 * sizes.trained_bytes + buckets,
+        weights=sharded_weight_bytes(weights, constant)
+        if shape.sharded
+        else weights.weight_bytes + weights.reference_bytes,
+        optimiser=2 * own_bytes(sizes, shape) + buckets,
         experts=shape.expert_bytes,
         phases={
             **{phase: rollout_bytes(sizes, shape, number) for phase, number in rows.items()},
@@ -129,6 +137,39 @@ def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimat
             "update": kept + update_bytes(sizes, shape, cut),
         },
     )
+
+
+def own_bytes(sizes: ModelSizes, shape: StepShape) -> int:
+    """Trained weights, or their gradients, that one process holds all the time."""
+    return -(-sizes.trained_bytes // shape.processes) if shape.sharded else sizes.trained_bytes
+
+
+def sharded_weight_bytes(sizes: ModelSizes, shape: StepShape) -> int:
+    """Frozen weights, this process's part of the trained ones and of the reference, and the whole copy that decodes.
+
+    LoRA: the reference is the base, the copy that of the adapters. Full fine-tuning: copy, reference and frozen weights
+    are in the dtype of the products.
+    """
+    frozen = sizes.weight_bytes - sizes.trained_bytes
+    if sizes.lora:
+        return frozen + own_bytes(sizes, shape) + sizes.trained_bytes
+    copied = sizes.trained * _activation(sizes, shape)
+    part = -(-copied // shape.processes)
+    return frozen * _activation(sizes, shape) // sizes.element + own_bytes(sizes, shape) + copied + part
+
+
+def gathered_bytes(sizes: ModelSizes, shape: StepShape) -> int:
+    """What FSDP2 holds whole at a backward pass's fullest moment, in the dtype of the products.
+
+    The trained weights outside of the layers with their gradients, and those of a layer with theirs while the next
+    layer's weights arrive. One parameter of the copy, written after the step, is never more.
+    """
+    if not shape.sharded:
+        return 0
+    if sizes.lora:
+        return 3 * sizes.trained_bytes // sizes.layers
+    layer = sizes.projections // sizes.layers
+    return (2 * (sizes.trained - sizes.projections) + 3 * layer) * _activation(sizes, shape)
 
 
 def choose_cut(
@@ -171,6 +212,13 @@ def choose_cut(
 def cache_bytes(sizes: ModelSizes, rows: int, places: int) -> int:
     """Keys and values of `rows` rows of up to `places` tokens."""
     return 2 * sizes.layers * rows * places * sizes.kv_heads * sizes.head_dim * sizes.element
+
+
+def rows_at_once(sizes: ModelSizes, shape: StepShape, card: int) -> int:
+    """How many rollouts are decoded at once where no number is set: what their share of the free memory holds."""
+    unset = replace(shape, max_rows=None)
+    free = card - RESERVED - estimate(sizes, unset, StepCut()).constant
+    return max(1, int(SHARE_OF_FREE_MEMORY * free) // cache_of_rollouts(sizes, unset, 1))
 
 
 def cache_of_rollouts(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
@@ -257,11 +305,12 @@ def update_bytes(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> int:
         for level in (PLAN, IMAGE)
     ]
     # Autocast keeps the bf16 copies of the weights as long as the forward pass lasts, and the graph thereafter.
-    casts = sizes.projections * 2 if shape.mixed else 0
+    casts = gathered_bytes(sizes, shape) if shape.sharded else sizes.projections * 2 if shape.mixed else 0
     passes = (max if cut.split_levels else sum)(levels) + casts
     embeddings = embedding_bytes(sizes) * (1 if cut.split_levels else 3)  # of both levels: two, and their sum
     kept = _kept_bytes(sizes, shape)
-    return sizes.trained_bytes + max(passes + kept, embeddings + kept, sizes.trained_bytes)
+    own = own_bytes(sizes, shape)
+    return own + max(passes + kept, embeddings + kept, own)
 
 
 def embedding_bytes(sizes: ModelSizes) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 from src import build
 from src.config import UserError
-from src.memory import GIB, MemoryEstimate, StepCut, StepShape, choose_cut, estimate
+from src.memory import GIB, MemoryEstimate, StepCut, StepShape, choose_cut, estimate, rows_at_once
 from src.policies.base import Policy
 from src.policies.janus import JanusPolicy
 from src.policies.sizes import model_sizes
 from src.rewards.ensemble import RewardEnsemble
 from src.training.console import say
+from src.training.sharded import ShardedStrategy
 from src.values import IMAGE, PLAN
 
 # The prompts looked at for the longest context, longest texts first.
@@ -62,6 +63,8 @@ def fit_to_memory(config: DictConfig, policy: Policy, data: Any, rewards: Reward
     sizes = model_sizes(policy)
     shape = step_shape(config, policy, data, rewards, trainer)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    if card is not None and shape.max_rows is None:
+        shape = replace(shape, max_rows=rows_at_once(sizes, shape, card))
     cut = choose_cut(sizes, shape, optim.microbatch, optim.split_levels, again, card)
     needed = estimate(sizes, shape, cut)
     if card is not None:
@@ -106,6 +109,7 @@ def step_shape(
     rollout, variant = config.rollout, config.algorithm
     contexts = longest_contexts(policy, [record.prompt for record in data.train_records], rollout.max_plan_tokens)
     reference = build.collect_settings(config).reference
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
     evaluated = max(len(data.validation_records), len(data.test_records)) * config.evaluation.samples_per_prompt
     return StepShape(
         rollouts=rollout.prompts_per_step * rollout.group_size // trainer.world_size,
@@ -117,10 +121,11 @@ def step_shape(
         reference=reference,
         exact_kl=reference and variant.kl == "exact",
         evaluation_rows=min(config.evaluation.batch_size, evaluated),
-        mixed=trainer.precision == "bf16-mixed",
+        mixed=trainer.precision == "bf16-mixed" or (sharded and trainer.strategy.dtype is not None),
         fused_head=build.build_operations(config).prefers_one_pass,
         mask_per_layer=trainer.strategy.root_device.type == "cuda",
         processes=trainer.world_size,
+        sharded=sharded,
         max_rows=rollout.max_rows,
         expert_bytes=rewards.device_bytes(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
-from src.loggers.facts import RunFacts
+from src.loggers.facts import RunFacts, dataset_facts
+from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.training.callbacks import (
     BestByValidation,
@@ -28,11 +31,14 @@ from src.training.callbacks import (
     RunReport,
     StepLogs,
     StepProgress,
+    ValidationSheets,
 )
+from src.training.callbacks.report import spread
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
-from src.training.provenance import hardware
+from src.training.provenance import hardware, reset_peak_memory
 from src.training.run_folder import RunFolder, write_text
+from src.training.sharded import ShardedStrategy
 
 
 @dataclass(slots=True)
@@ -57,15 +63,17 @@ class Session:
         What the user gave is checked before any weight is loaded.
         """
         quiet()
+        reset_peak_memory()
         data = build.build_data(config)
         rewards = build.build_rewards(config)
         build.build_algorithm(config)
-        operations = build.build_operations(config)
+        operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
             refuse_changes(folder, config)
             data.start_step = finished_batches(checkpoint)
         stop = GracefulStop()
-        facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None)
+        datasets = dataset_facts(config.data, data)
+        facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None, datasets)
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
         trainer = _trainer(config, folder, callbacks, loggers)
@@ -76,8 +84,10 @@ class Session:
         policy = build.build_policy(config)
         fitted = fit_to_memory(config, policy, data, rewards, trainer)
         report.facts["memory_estimate"] = fitted.figures()
+        report.facts["rollout_graph"] = isinstance(policy, HasEngine) and engine.captures(build.device(config))
         module = build.build_module(config, policy, rewards, fitted.cut)
-        write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
+        if trainer.is_global_zero:
+            write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         log_parameters(loggers, facts)
         return cls(trainer, module, data, report, stop, loop)
 
@@ -86,15 +96,29 @@ class Session:
         with self.stop.handlers_kept():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
+    def end_others(self) -> None:
+        """After an error here: end the processes that Lightning started, which would wait for this one for ever.
 
+        Those of torchrun and SLURM are ended by who started them.
+        """
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+
+
+# trainer.strategy of the weights cut over ranks; every other name is Lightning's.
+SHARDED = "fsdp"
 # A checkpoint is a state of these settings; with others it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim")
-# But not what cuts a step and leaves its objective alone (a run that did not fit may go on with others), nor where
-# the experts are (a server may come back at another address).
+# But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
+# where the experts are (a server may come back at another address).
 FREE = (
     "optim.microbatch",
     "optim.split_levels",
     "optim.activation_checkpointing",
+    "rollout.max_rows",
+    "rollout.graph",
+    "rollout.engine",
     "rewards.devices",
     "rewards.remote",
     "rewards.watch",
@@ -138,13 +162,15 @@ def _callbacks(
     config: DictConfig, folder: RunFolder, data: Any, kernels: str, stop: GracefulStop, started: float
 ) -> tuple[list[L.Callback], RunReport]:
     settings, evaluation = build.evaluation_settings(config), config.evaluation
+    validated = data.validation_records[: evaluation.validation_prompts]
     validation = BestByValidation(
-        data.validation_records[: evaluation.validation_prompts],
+        validated,
         settings,
         evaluation.every,
         evaluation.monitor,
         folder.best_weights,
         stop,
+        ValidationSheets(validated, spread(validated, evaluation.picture_prompts), folder.validation_samples),
     )
     watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     report = RunReport(
@@ -179,21 +205,25 @@ def _callbacks(
 def _trainer(config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
     full = config.model.get("lora", None) is None and config.model.get("adapter", None) is None
+    chosen = precision(settings.precision, full and build.device(config).type == "cuda")
+    strategy = settings.strategy
+    if strategy == SHARDED:
+        strategy, chosen = sharded_strategy(chosen, full), "32-true" if chosen == "bf16-mixed" else chosen
     try:
-        return _made_trainer(config, settings, full, folder, callbacks, loggers)
+        return _made_trainer(settings, strategy, chosen, folder, callbacks, loggers)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
 
 
 def _made_trainer(
-    config: DictConfig, settings: Any, full: bool, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
+    settings: Any, strategy: Any, chosen: Any, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Logger]
 ) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
-        precision=precision(settings.precision, full and build.device(config).type == "cuda"),
+        strategy=strategy,
+        precision=chosen,
         max_steps=settings.max_steps,
         max_epochs=-1,
         logger=loggers,
@@ -214,6 +244,20 @@ def precision(choice: str, full_on_gpu: bool) -> Any:
     return "bf16-mixed" if full_on_gpu else "32-true"
 
 
+def sharded_strategy(chosen: Any, full: bool) -> ShardedStrategy:
+    """FSDP2; bf16-mixed is its own affair there: bf16 weights gathered for bf16 products, float32 masters.
+
+    Raises:
+        UserError: for a precision that would be silently left out.
+    """
+    if chosen == "bf16-mixed" and not full:
+        raise UserError(
+            "trainer.precision=bf16-mixed: with LoRA and trainer.strategy=fsdp weights compute in their own dtype;"
+            " expected auto (and model.dtype for the base)"
+        )
+    return ShardedStrategy(torch.bfloat16 if chosen == "bf16-mixed" else None)
+
+
 def quiet() -> None:
     """Silence what third parties print at every start and a user can do nothing about."""
     from transformers.utils.logging import disable_progress_bar
@@ -226,4 +270,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # FSDP2 on the policy's outputs; nothing writes to them in place.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     warnings.filterwarnings("ignore", message=".*does not have a .*len.*")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,34 @@ class JobFailed(Exception):
     """A job of the sweep returned an exit code other than 0."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(f"a job of the sweep ended with exit code {code}")
+        super().__init__(code)  # the argument alone: other processes hand it on by it
         self.code = code
+
+    def __str__(self) -> str:
+        return f"a job of the sweep ended with exit code {self.code}"
+
+
+class Job:
+    """What Hydra runs for each combination; other processes make it again from the entry point's name."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+
+    def __call__(self, config: Any) -> int:
+        validate(config)
+        code = self.command.task(config)
+        if code:
+            raise JobFailed(code)
+        return code
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return _job, (self.command.name,)
+
+
+def _job(name: str) -> Job:
+    """The job of ``src.<name>`` in a process of a cluster: with the schema, before Hydra composes the job's config."""
+    register()
+    return Job(import_module(f"src.{name}").COMMAND)
 
 
 def sweep(command: Command, overrides: Sequence[str]) -> int:
@@ -36,20 +63,13 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
 
     register()
 
-    def job(config: Any) -> int:
-        validate(config)
-        code = command.task(config)
-        if code:
-            raise JobFailed(code)
-        return code
-
     overrides = [*overrides, *_parent(command, overrides)]
     before = sys.argv
     # Hydra's own runner exits with 1 and a page of text on errors; with this it lets them through.
     sys.argv = [before[0], "--multirun", *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(config_path=str(CONFIGS), config_name=command.config, version_base="1.3")(job)()
+        hydra.main(config_path=str(CONFIGS), config_name=command.config, version_base="1.3")(Job(command))()
     except JobFailed as failure:
         return failure.code
     except (HydraException, OmegaConfBaseException) as error:

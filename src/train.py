@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.launched import agreed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +36,7 @@ def train(config: DictConfig) -> int:
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
     from src.training.out_of_memory import DoesNotFit
+    from src.training.ranks import lost_peer
 
     folder, checkpoint = locate(config)
     summary = folder.read_summary()
@@ -44,19 +46,22 @@ def train(config: DictConfig) -> int:
         return 0
     with made_or_undone(folder.path):
         session = Session.build(config, folder, STARTED, checkpoint)
-    print(f"run folder: {folder.path}", flush=True)
+    if session.is_global_zero:
+        print(f"run folder: {folder.path}", flush=True)
     try:
         session.fit(checkpoint)
     except StopRequested as stop:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
     except (NonFiniteError, RewardError, DoesNotFit) as error:
-        kept = (
-            f"the last good checkpoint is {folder.last_checkpoint}"
-            if folder.last_checkpoint.is_file()
-            else ("no checkpoint was written yet")
-        )
-        print(f"error: {error}; {kept}", file=sys.stderr)
+        print(f"error: {error}; {last_checkpoint(folder)}", file=sys.stderr, flush=True)
+        session.end_others()
+        return EXIT_FAILED
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        rank = session.trainer.global_rank
+        print(f"error: rank {rank}: another process of the run has ended; its message says why", file=sys.stderr)
         return EXIT_FAILED
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
@@ -93,9 +98,9 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
     from src.training.run_folder import RunFolder, newest_unfinished
 
     run, resume = config.run, config.resume
-    stamp, job = run_stamp(), job_number()
+    job = job_number()
     suffix = "" if job is None else f"-{job}"
-    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{stamp}{suffix}")
+    fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{run_stamp()}{suffix}")
     if resume is None:
         if fresh.summary.exists() or fresh.last_checkpoint.exists():
             raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
@@ -114,11 +119,18 @@ def locate(config: DictConfig) -> tuple[RunFolder, Path | None]:
 
 
 def run_stamp() -> str:
-    """The time in a run folder's name; the ranks that Lightning starts take over that of the first."""
+    """The time in a run folder's name, or what else the processes of a run agree on: all take that of the first."""
     if "LOCAL_RANK" in os.environ and STAMP in os.environ:
         return os.environ[STAMP]
-    os.environ[STAMP] = datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S")
+    os.environ[STAMP] = agreed("stamp", datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S"))
     return os.environ[STAMP]
+
+
+def last_checkpoint(folder: RunFolder) -> str:
+    """Where a failed run can be resumed from, in words."""
+    if folder.last_checkpoint.is_file():
+        return f"the last good checkpoint is {folder.last_checkpoint}"
+    return "no checkpoint was written yet"
 
 
 def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:

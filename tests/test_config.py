@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.build import rollout_settings
+from src.build import build_policy, engine_settings, rollout_settings
 from src.cli import compose
-from src.config import CONFIGS, ROOT, ROOT_SCHEMAS, UserError
+from src.config import CONFIGS, ROOT, ROOT_SCHEMAS, EngineConfig, UserError
 from src.config_checks import CHECKS, validate
+from src.policies.base import EngineSettings
 from src.values import Sampling
 
 TRAINING_GROUPS = ("model", "rewards", "data", "algorithm", "trainer", "logger", "experiment")
@@ -49,6 +52,23 @@ def test_each_level_is_sampled_as_its_keys_say() -> None:
     assert settings.image == Sampling(1.0, 3.0, top_k=40, top_p=0.9)
     untouched = rollout_settings(compose([]))
     assert (untouched.plan, untouched.image) == (Sampling(), Sampling(1.0, 5.0))
+
+
+def test_the_engine_follows_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key of rollout.engine reaches the setting of its name, and the policy that is built."""
+    assert engine_settings(compose(["experiment=bicot_lora"])) == EngineSettings()
+    switches = [item.name for item in fields(EngineConfig)]
+    assert set(switches) == {item.name for item in fields(EngineSettings)} - {"kernels", "graph"}
+    for switch in switches:
+        settings = engine_settings(compose([f"rollout.engine.{switch}=false", "kernels=torch", "rollout.graph=false"]))
+        assert settings == replace(EngineSettings(kernels="torch", graph=False), **{switch: False})
+    config = compose(["experiment=bicot_lora", "rollout.engine.shared_prefix=false", "rollout.max_rows=5"])
+    assert build_policy(config).engine == EngineSettings(shared_prefix=False)
+    assert rollout_settings(config).max_rows == 5
+    with pytest.raises(UserError, match=r"rollout\.graph=true: CUDA graphs need a GPU"):
+        engine_settings(compose(["rollout.graph=true", "trainer.accelerator=cpu"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert engine_settings(compose(["rollout.graph=true"])).graph is True
 
 
 def test_the_published_run_stands_in_the_defaults() -> None:
@@ -99,6 +119,9 @@ OUT_OF_RANGE = [
     ("rollout.guidance_scale", "-2"),
     ("rollout.guidance_scale", "0.5"),
     ("rollout.max_plan_tokens", "0"),
+    ("rollout.max_rows", "0"),
+    ("rollout.graph", "sometimes"),
+    ("rollout.graph", "1"),
     ("rollout.plan.temperature", "0"),
     ("rollout.image.temperature", "-1"),
     ("rollout.plan.top_k", "0"),

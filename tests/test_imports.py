@@ -21,7 +21,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "config": ("src.values",),
     "config_checks": ("src.config",),
     "algorithms": ("src.values", "kernels"),
-    "policies": ("src.values", "src.hub", "kernels"),
+    "sharding": (),
+    "policies": ("src.values", "src.hub", "src.sharding", "kernels"),
     "rewards": ("src.values", "src.hub"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),
@@ -31,7 +32,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "geneval": (),
     # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
     "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
-    "training": ("src.values", "src.config", "src.algorithms", "src.rollout", "src.policies.base", *REWARDS, "kernels"),
+    "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
+    "comparison": ("src.config", "src.cli_errors", "src.loggers.facts", "src.loggers.store", "src.training.run_folder"),
+    "training": (
+        *("src.values", "src.config", "src.sharding", "src.algorithms", "src.rollout", "src.policies.base"),
+        *(*REWARDS, "kernels"),
+    ),
 }
 # Single modules that may do more than their room.
 EXTRA: dict[str, tuple[str, ...]] = {

@@ -183,8 +183,8 @@ def test_the_cache_is_the_decoders() -> None:
     policy = tiny_policy()
     level = level_of(policy, IMAGE, 3, 5, 9)
     state, _ = policy.decoder().start(IMAGE, level.context, 9)
-    kept = sum(x.untyped_storage().nbytes() for x in (state.cache.keys, state.cache.values))
-    assert cache_bytes(model_sizes(policy), 3, 14) == kept
+    kept = sum(x.untyped_storage().nbytes() for x in (state.keys, state.values))
+    assert cache_bytes(model_sizes(policy), 3, 64) == kept, "14 places, rounded up"
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_a_7b_step_fits_into_40_gib(sizes_7b: ModelSizes) -> None:
     """Sixteen rollouts in groups of eight, 576 image tokens, plans up to 256: LoRA, found by itself."""
     card = 40 * GIB
     cut = choose_cut(sizes_7b, SHAPE, None, None, None, card)
-    assert cut == StepCut(None, True, True)
+    assert cut == StepCut(8, True, True)
     needed = estimate(sizes_7b, SHAPE, cut)
     assert needed.fits(card)
     assert not estimate(sizes_7b, SHAPE, StepCut()).fits(2 * card), "uncut, not even in 80"
@@ -218,7 +218,7 @@ def test_a_cpu_cuts_nothing_unasked(sizes_7b: ModelSizes) -> None:
 def test_smaller_cards_get_smaller_cuts(sizes_7b: ModelSizes) -> None:
     """Nothing on a huge one, then checkpoints, then ever fewer rollouts; at the end one, whether it fits or not."""
     shape, rows = replace(SHAPE, reference=False), []
-    for gib in (400, 40, 22, 20, 18, 2):
+    for gib in (400, 44, 36, 35, 33, 2):
         cut = choose_cut(sizes_7b, shape, None, None, None, gib * GIB)
         assert cut.split_levels == cut.activation_checkpointing == (gib < 400)
         rows.append(cut.microbatch or shape.rollouts)

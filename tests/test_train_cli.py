@@ -34,6 +34,7 @@ def refused(world: Path, run: Path, capsys: pytest.CaptureFixture[str], **settin
         ({"rollout__guidance_scale": -2}, ["rollout.guidance_scale=-2"]),
         ({"algorithm__name": "nonesuch"}, ["algorithm.name=nonesuch", "grpo"]),
         ({"kernels": "cuda"}, ["kernels=cuda", "torch"]),
+        ({"rollout__graph": "true"}, ["rollout.graph=true", "need a GPU", "auto or false"]),
         ({"rewards__combine": "max"}, ["rewards.combine=max", "sum"]),
         ({"rewards__normalise": "each"}, ["rewards.normalise=each", "running"]),
         (

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 Work = Callable[[], object]
+WARM_UPS = 2
 
 
 class Seconds(NamedTuple):
@@ -28,14 +29,17 @@ class Timed(NamedTuple):
 
 
 def in_turn(works: Mapping[str, Work], rounds: int, device: torch.device) -> Timed:
-    """Run every work once to warm up (graphs are captured, kernels compiled), then `rounds` times in turn.
+    """Run every work twice to warm up, then `rounds` times in turn.
+
+    The first time kernels are compiled and graphs captured; a cache that grows then drops captures, and the second
+    makes them anew.
 
     A work that raises is out, the others go on.
     """
     failed: dict[str, Exception] = {}
     taken: dict[str, list[float]] = {name: [] for name in works}
     peaks: dict[str, int] = dict.fromkeys(works, 0)
-    for turn in range(-1, rounds):
+    for turn in range(-WARM_UPS, rounds):
         for name, work in works.items():
             if name in failed:
                 continue

@@ -13,7 +13,7 @@ import torch
 
 from kernels import Operations
 from src import algorithms
-from src.benchmark.clock import once
+from src.benchmark.clock import WARM_UPS, once
 from src.benchmark.models import image_contexts, plan_contexts
 from src.benchmark.rollouts import GUIDANCE, Bench
 from src.benchmark.rows import Row, failure
@@ -157,7 +157,7 @@ def _measured(
     taken: dict[str, list[float]] = {name: [] for name in step.phases}
     peaks: dict[str, int] = dict.fromkeys(step.phases, 0)
     try:
-        for turn in range(-1, bench.rounds):
+        for turn in range(-WARM_UPS, bench.rounds):
             for name, phase in step.phases.items():
                 seconds, peak = once(phase, bench.device)
                 if turn >= 0:

@@ -13,8 +13,8 @@ from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import GROUP_SCHEMAS, Config, UserError
-from src.loggers.facts import RunFacts, flat_parameters, is_rank_zero, schema_keys
+from src.config import UserError
+from src.loggers.facts import RunFacts, is_rank_zero, run_parameters
 from src.training.metrics_file import MetricsFile
 from src.training.run_folder import write_text
 
@@ -42,11 +42,6 @@ def log_parameters(loggers: list[Logger], run: RunFacts) -> None:
     parameters = run_parameters(run.config)
     for logger in loggers:
         logger.log_hyperparams(parameters)
-
-
-def run_parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """`flat_parameters` of a training run's config."""
-    return flat_parameters(config, schema_keys(Config, GROUP_SCHEMAS))
 
 
 def _chosen(node: DictConfig, run: RunFacts) -> Logger:

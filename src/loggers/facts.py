@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+from src.config import GROUP_SCHEMAS, Config
 from src.training.run_folder import RunFolder
 
 # Sections that say how a run is kept, not what it computes.
@@ -16,15 +19,50 @@ LONGEST_VALUE = 500
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """The prompts of one split.
+
+    name: the file's or data set's name. digest: 12 hexadecimal digits of the records as they were read, so that
+    equal digests mean equal prompts in equal order. context: training, validation or test.
+    """
+
+    name: str
+    source: str
+    digest: str
+    prompts: int
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunFacts:
     """One run as its loggers see it.
 
-    config: the resolved config as plain Python. interrupted: whether a signal asked the run to stop.
+    config: the resolved config as plain Python. interrupted: whether a signal asked the run to stop. datasets: the
+    prompts it trains on and is judged by.
     """
 
     folder: RunFolder
     config: Mapping[str, Any]
     interrupted: Callable[[], bool] = lambda: False
+    datasets: tuple[DatasetFacts, ...] = ()
+
+
+def dataset_facts(node: Mapping[str, Any], data: Any) -> tuple[DatasetFacts, ...]:
+    """The splits of a data module (``train_records`` and so on), named after the `data` section's path or dataset."""
+    source = str(node.get("path") or node.get("dataset") or node.get("_target_", "data"))
+    splits = (("training", "train_records"), ("validation", "validation_records"), ("test", "test_records"))
+    return tuple(
+        DatasetFacts(Path(source).name, source, _digest(records), len(records), context)
+        for context, attribute in splits
+        if (records := getattr(data, attribute, ()))
+    )
+
+
+def _digest(records: Iterable[object]) -> str:
+    summed = sha256()
+    for record in records:
+        summed.update(repr(record).encode())
+    return summed.hexdigest()[:12]
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,6 +89,11 @@ def flat_parameters(config: Mapping[str, Any], known: Mapping[str, type]) -> dic
         unambiguous = key in known and short and rest[short] == 1 and not short.startswith("_")
         named[short if unambiguous else key] = shown(value)
     return named
+
+
+def run_parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """`flat_parameters` of a training run's config."""
+    return flat_parameters(config, schema_keys(Config, GROUP_SCHEMAS))
 
 
 def schema_keys(schema: type, groups: Mapping[str, type]) -> dict[str, type]:

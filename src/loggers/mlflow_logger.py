@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,18 +147,25 @@ class MLflowLogger(Logger):
         tracking_uri: MLflow's; None: MLFLOW_TRACKING_URI, else ``sqlite:///<run.root>/mlflow.db``.
         experiment: MLflow's experiment, created where it does not exist.
         parent: id of the MLflow run this one stands under (a sweep's).
+        system_metrics_every: seconds between samples of the machine's load; None: none.
 
     Raises:
         UserError: for a store that cannot be used, before anything is loaded or written.
     """
 
     def __init__(
-        self, run: RunFacts, tracking_uri: str | None = None, experiment: str = "bicot_grpo", parent: str | None = None
+        self,
+        run: RunFacts,
+        tracking_uri: str | None = None,
+        experiment: str = "bicot_grpo",
+        parent: str | None = None,
+        system_metrics_every: float | None = None,
     ) -> None:
         super().__init__()
         self.run = run
         self.experiment_name = experiment
         self.parent = parent
+        self.system_metrics_every = system_metrics_every
         self.run_id: str | None = None
         self._parameters: dict[str, str] = {}
         self._rows: list[tuple[str, float, int, int]] = []
@@ -202,6 +210,16 @@ class MLflowLogger(Logger):
             self._send_metrics()
 
     @rank_zero_only
+    def log_image(self, key: str, images: Sequence[str | Path], step: int | None = None) -> None:
+        """Picture files under one name and step: MLflow's pages show a run's, or several runs', by step."""
+        if self._writer is None or self._closed:
+            return
+        self._begin()
+        for path in images:
+            message = {"path": str(Path(path).resolve()), "key": key, "step": int(step or 0)}
+            self._writer.send("image", message)
+
+    @rank_zero_only
     def save(self) -> None:
         """Send what is waiting: called with every checkpoint."""
         if self._begun and not self._closed:
@@ -216,7 +234,7 @@ class MLflowLogger(Logger):
         if self._begun:
             folder = self.run.folder
             self.save()
-            self._send_artifacts(folder.samples("after"), folder.adapter, folder.summary)
+            self._send_artifacts(folder.samples("after"), folder.adapter, folder.test_samples("after"), folder.summary)
             killed = self.run.interrupted()
             writer.send("finish", "KILLED" if killed else "FINISHED" if status == "success" else "FAILED")
             self._await_finish(writer)
@@ -244,9 +262,12 @@ class MLflowLogger(Logger):
         self._begun = True
         message = {
             "run_id": self._recorded(),
-            "name": str(self.run.config["run"]["name"]),
+            # The folder's name, unlike run.name, tells two runs of one recipe apart.
+            "name": self.run.folder.path.resolve().name,
             "tags": self._tags(),
             "parameters": self._parameters,
+            "datasets": [asdict(facts) for facts in self.run.datasets],
+            "system_metrics_every": self.system_metrics_every,
         }
         self._writer.send("begin", message)
 
@@ -279,7 +300,8 @@ class MLflowLogger(Logger):
     def _tags(self) -> dict[str, str]:
         run, commit = self.run.config["run"], git_commit()
         tags = {
-            "name": str(run["name"]),
+            # Each file of configs/experiment gives its runs its own name.
+            "experiment": str(run["name"]),
             "seed": str(run["seed"]),
             "hardware": hardware(),
             "run_folder": str(self.run.folder.path.resolve()),

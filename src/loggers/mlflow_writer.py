@@ -5,7 +5,7 @@ SQLite store take seconds of one core, which pass here while the model loads; th
 database or a server; and when the training process dies without a word, the end of the pipe says so and the
 run is closed as KILLED. Run as a script by `src.loggers.mlflow_logger`; it imports nothing of this project.
 
-Messages: ``prepare`` (store, experiment), ``begin`` (run), ``metrics``, ``parameters``, ``artifact``, ``finish``.
+Messages: ``prepare`` (store, experiment), ``begin`` (run), ``metrics``, ``image``, ``artifact``, ``finish``.
 Answers: ``begun`` (with the run's id), ``failed`` (nothing further will come), ``warning``, ``finished``.
 """
 
@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,10 @@ class Writer:
         self.experiment_id = ""
         self.run_id: str | None = None
         self.resumed = False
+        self.uri = ""
         self._written: dict[str, int] = {}
+        self._drawn: set[tuple[str, int]] | None = None
+        self._system: Any = None
         self._warned: set[str] = set()
 
     def prepare(self, uri: str, experiment: str, artifacts: str | None) -> None:
@@ -46,7 +49,7 @@ class Writer:
             from mlflow.tracking import MlflowClient
 
             with _alone(uri):
-                self.client = MlflowClient(uri)
+                self.client, self.uri = MlflowClient(uri), uri
                 found = self.client.get_experiment_by_name(experiment)
                 if found is not None and found.lifecycle_stage != "active":
                     raise ValueError(f"logger.experiment={experiment}: deleted in this store; choose another name")
@@ -60,8 +63,16 @@ class Writer:
                     # Another run created it in the meantime.
                     self.experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
 
-    def begin(self, run_id: str | None, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
-        """Continue the run `run_id` if the store has it, else start one; returns its id."""
+    def begin(
+        self,
+        run_id: str | None,
+        name: str,
+        tags: dict[str, str],
+        parameters: dict[str, str],
+        datasets: Sequence[dict[str, Any]] = (),
+        system_metrics_every: float | None = None,
+    ) -> None:
+        """Continue the run `run_id` if the store has it, else start one; answers with its id."""
         if run_id is not None and self._known(run_id):
             self.run_id, self.resumed = run_id, True
             self.client.update_run(run_id, status="RUNNING")
@@ -70,7 +81,11 @@ class Writer:
         else:
             self.run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         self.parameters(parameters)
-        return self.run_id
+        self.answer("begun", self.run_id)
+        if datasets:
+            self._persistently("datasets", partial(self._datasets, datasets))
+        if system_metrics_every is not None:
+            self._watch_system(system_metrics_every)
 
     def parameters(self, parameters: dict[str, str]) -> None:
         """Log parameters; MLflow's cannot change, so what a resumed run sets anew becomes a tag ``resumed.<name>``."""
@@ -97,6 +112,18 @@ class Writer:
             part = entries[start : start + METRICS_A_BATCH]
             self._persistently("metrics", partial(self.client.log_batch, self.run_id, metrics=part))
 
+    def image(self, path: str, key: str, step: int) -> None:
+        """A picture of a step; one that stands there already (a resumed run draws some again) is left as it is."""
+        from PIL import Image
+
+        def write() -> None:
+            if (key, step) not in self._images():
+                with Image.open(path) as picture:
+                    self.client.log_image(self.run_id, picture.convert("RGB"), key=key, step=step)
+                self._images().add((key, step))
+
+        self._persistently(path, write)
+
     def artifact(self, path: str) -> None:
         """Upload a file, or a folder under its own name."""
         if Path(path).is_dir():
@@ -106,8 +133,48 @@ class Writer:
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
+        if self._system is not None:
+            self._system.finish()
         if self.run_id is not None:
             self._persistently("status", lambda: self.client.set_terminated(self.run_id, status))
+
+    def _datasets(self, datasets: Sequence[dict[str, Any]]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=facts["name"],
+                    digest=facts["digest"],
+                    source_type="local",
+                    source=json.dumps({"uri": facts["source"]}),
+                    profile=json.dumps({"num_rows": facts["prompts"]}),
+                ),
+                [InputTag("mlflow.data.context", facts["context"])],
+            )
+            for facts in datasets
+        ]
+        self.client.log_inputs(self.run_id, inputs)
+
+    def _watch_system(self, every: float) -> None:
+        """MLflow's own monitor as a thread of this process: what it samples is the machine, not a process."""
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        except ImportError as error:
+            self.answer("warning", f"no system metrics: {_told(error)}; pip install psutil")
+            return
+        self._system = SystemMetricsMonitor(
+            self.run_id, sampling_interval=every, resume_logging=self.resumed, tracking_uri=self.uri
+        )
+        self._system.start()
+
+    def _images(self) -> set[tuple[str, int]]:
+        """(name, step) of the run's pictures, as far as MLflow's file names tell."""
+        if self._drawn is None:
+            listed = self.client.list_artifacts(self.run_id, "images") if self.resumed else []
+            found = [re.match(r"(.+)[+%]step[+%](\d+)[+%]", Path(item.path).name) for item in listed]
+            self._drawn = {(match[1].replace("~", "/"), int(match[2])) for match in found if match is not None}
+        return self._drawn
 
     def _known(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -195,9 +262,11 @@ def serve(messages: TextIO, answer: Callable[..., None]) -> None:
             if kind == "prepare":
                 writer.prepare(**given)
             elif kind == "begin":
-                answer("begun", writer.begin(**given))
+                writer.begin(**given)
             elif kind == "metrics":
                 writer.metrics(given)
+            elif kind == "image":
+                writer.image(**given)
             elif kind == "artifact":
                 writer.artifact(given)
             elif kind == "finish":

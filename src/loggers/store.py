@@ -24,8 +24,11 @@ class Store:
     artifacts: Path | None
 
 
-def locate_store(tracking_uri: str | None, root: Path) -> Store:
+def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracking_uri", create: bool = True) -> Store:
     """The store of ``logger.tracking_uri``; without one MLFLOW_TRACKING_URI, else ``<root>/mlflow.db``.
+
+    key: the config key that messages name. create: whether a file that is not there will be made; else it must exist
+    and is only looked at.
 
     Raises:
         UserError: for a URI MLflow cannot use, a database file that is none, a folder that cannot be written, a
@@ -36,54 +39,56 @@ def locate_store(tracking_uri: str | None, root: Path) -> Store:
         uri = f"sqlite:///{root.expanduser().resolve() / 'mlflow.db'}"
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
-        _reach(uri)
+        _reach(uri, key)
         return Store(uri, None)
     if scheme.partition("+")[0] == "sqlite":
-        return _sqlite(uri)
+        return _sqlite(uri, key, create)
     if scheme.partition("+")[0] not in (*DATABASES, "databricks") and uri != "databricks":
         raise UserError(
-            f"logger.tracking_uri={uri}: expected sqlite:///PATH.db, http(s)://HOST:PORT or another database;"
+            f"{key}={uri}: expected sqlite:///PATH.db, http(s)://HOST:PORT or another database;"
             " MLflow no longer keeps runs in plain folders"
         )
     return Store(uri, None)
 
 
-def _sqlite(uri: str) -> Store:
+def _sqlite(uri: str, key: str, create: bool) -> Store:
     path = re.sub(r"^sqlite(\+\w+)?:///", "", uri)
     if path == uri or not path:
-        raise UserError(f"logger.tracking_uri={uri}: expected sqlite:///PATH.db")
+        raise UserError(f"{key}={uri}: expected sqlite:///PATH.db")
     file = Path(path).expanduser().resolve()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            with file.open("r+b") as database:
+        if create:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() or not create:
+            with file.open("r+b" if create else "rb") as database:
                 header = database.read(len(_SQLITE_HEADER))
             if header and header != _SQLITE_HEADER:
-                raise UserError(f"logger.tracking_uri={uri}: {file} is no SQLite database; choose another file")
+                raise UserError(f"{key}={uri}: {file} is no SQLite database; choose another file")
         elif not os.access(file.parent, os.W_OK):
             raise PermissionError(13, "permission denied", str(file.parent))
+    except FileNotFoundError as error:
+        raise UserError(f"{key}={uri}: no such file; give {key}=sqlite:///PATH.db of a store that exists") from error
     except OSError as error:
         raise UserError(
-            f"logger.tracking_uri={uri}: cannot be written ({error.strerror}: {error.filename});"
-            " choose another file, or logger=csv"
+            f"{key}={uri}: cannot be written ({error.strerror}: {error.filename}); choose another file, or logger=csv"
         ) from error
     return Store(f"sqlite:///{file}", file.parent / "mlartifacts")
 
 
-def _reach(uri: str) -> None:
+def _reach(uri: str, key: str) -> None:
     parts = urlsplit(uri)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         if not parts.hostname:
             raise ValueError("no host in it")
     except ValueError as error:
-        raise UserError(f"logger.tracking_uri={uri}: {error}; expected http(s)://HOST:PORT") from error
+        raise UserError(f"{key}={uri}: {error}; expected http(s)://HOST:PORT") from error
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
         return  # reached through a proxy, if at all; MLflow's own first request will tell
     try:
         socket.create_connection((parts.hostname, port), timeout=REACH_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"logger.tracking_uri={uri}: no MLflow server answers there ({error.strerror or error});"
+            f"{key}={uri}: no MLflow server answers there ({error.strerror or error});"
             " start it, correct the address, or choose logger=csv"
         ) from error

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from src.values import LevelOutput, LinearHead, TokenContext, TokenLevel
 
@@ -83,6 +84,10 @@ class CapturableDecoder(Decoder, Protocol):
         """How many rows of `places` tokens (context included) the device has memory for; None: no limit known."""
         ...
 
+    def finish(self, state: Any) -> None:
+        """The decode of `state` is over; without ``engine.reuse_cache`` its memory is given back."""
+        ...
+
     def moving(self, state: Any) -> Sequence[Tensor]:
         """The small tensors that `advance` changes; put back, a step can be repeated (the cache needs no care)."""
         ...
@@ -93,6 +98,10 @@ class HasEngine(Protocol):
     """A policy whose rollouts take `EngineSettings`; the next `decoder()` follows what is set here."""
 
     engine: EngineSettings
+
+    def release_cache(self) -> None:
+        """Give back what is kept from one rollout to the next; it is made anew when needed."""
+        ...
 
 
 @runtime_checkable
@@ -164,4 +173,17 @@ class RecomputesActivations(Protocol):
 
     def checkpoint_activations(self) -> None:
         """From now on keep little of a forward pass and compute it again in the backward pass; gradients stay."""
+        ...
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """What a policy has besides `Policy` if its trained weights can be cut over ranks (``trainer=fsdp``)."""
+
+    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+        """Cut them over `mesh`; products in `dtype`, None: in the weights' own. Decoders then use a whole copy."""
+        ...
+
+    def refresh_rollout_weights(self) -> None:
+        """The trained weights have changed: decoders shall know. All ranks at once; without a copy nothing to do."""
         ...

@@ -44,6 +44,7 @@ class JanusDecoder:
         image_embeddings (K, H): what each image token is to the trunk.
         memory: the cache, shared with other decoders of the policy and used in turn.
         engine: the settings that all of this was made with.
+        lent: the weights are in the model for a while only; a head that is asked for outlives them.
     """
 
     def __init__(
@@ -53,8 +54,11 @@ class JanusDecoder:
         image_embeddings: Tensor,
         memory: CacheMemory,
         engine: EngineSettings,
+        lent: bool = False,
     ) -> None:
         self.engine = engine
+        self._lent = lent
+        self._heads: dict[str, LinearHead] = {}
         self.captured: dict[Hashable, Any] = {}
         self._janus = janus
         self._trunk = trunk
@@ -64,8 +68,6 @@ class JanusDecoder:
 
     @torch.no_grad()
     def start(self, level: str, context: TokenContext, steps: int) -> tuple[DecodeState, Tensor]:
-        if not self.engine.reuse_cache:
-            self._memory.release()
         prefix = self._trunk.read(context.ids, context.mask)
         state = self._trunk.start(self._memory, level, prefix, steps)
         if self._moves != self._memory.moves:
@@ -79,6 +81,11 @@ class JanusDecoder:
         if state.turn != self._memory.turn:
             raise RuntimeError("this decode is over: a later start() has its cache; finish one before the next")
         return features(self._janus, state.level, self._trunk.step(self._embed(state.level, ids), state))
+
+    def finish(self, state: DecodeState) -> None:
+        if not self.engine.reuse_cache:
+            self.captured.clear()
+            self._memory.release()
 
     def moving(self, state: DecodeState) -> Sequence[Tensor]:
         return (state.length,)
@@ -95,7 +102,13 @@ class JanusDecoder:
         return features(self._janus, level, hidden)
 
     def head(self, level: str) -> LinearHead:
-        return head(self._janus, level)
+        if not self._lent:
+            return head(self._janus, level)
+        if level not in self._heads:
+            now = head(self._janus, level)
+            bias = None if now.bias is None else now.bias.detach().clone()
+            self._heads[level] = LinearHead(now.weight.detach().clone(), bias)
+        return self._heads[level]
 
     def _embed(self, level: str, ids: Tensor) -> Tensor:
         return embedding(ids, self._image_embeddings if level == IMAGE else self._trunk.embedding)
@@ -109,8 +122,8 @@ class DecoderKeeper:
 
     def __init__(self) -> None:
         self.memory = CacheMemory()
-        self._decoder: JanusDecoder | None = None
-        self._made_of: Hashable = None
+        self._decoders: dict[Hashable, JanusDecoder] = {}
+        self._placement: Hashable = None
         self._image_embeddings: dict[Hashable, Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> DecoderKeeper:
@@ -122,26 +135,32 @@ class DecoderKeeper:
     def release(self) -> None:
         """Give the cache's memory back, and what was captured on it."""
         self.memory.release()
-        self._decoder, self._made_of = None, None
+        self._decoders.clear()
 
     def decoder(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
         """The decoder of the weights as they are, adapter included.
 
-        In place it is the same object until the weights move or the settings change; merged it is a new one.
+        In place it is the same object for the same settings until the weights move; merged it is a new one.
         """
         form = form_of(janus, engine, merge)
         if form == "merged":
             return self._made(janus, engine, form, adapter=True)
-        if self._decoder is None or self._made_of != (engine, form, placement(janus)):
-            self._decoder = self._made(janus, engine, form, adapter=True)
-            self._made_of = (engine, form, placement(janus))
-        return self._decoder
+        if self._placement != placement(janus):
+            self._decoders.clear()
+        if (engine, form) not in self._decoders:
+            made = self._made(janus, engine, form, adapter=True)
+            if self._placement != (now := placement(janus)):
+                # Weights of a group were put into one storage: what reads them elsewhere is void.
+                self._decoders.clear()
+                self._placement = now
+            self._decoders[engine, form] = made
+        return self._decoders[engine, form]
 
-    def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
-        """A decoder of the weights with the adapter left out."""
-        return self._made(janus, engine, form_of(janus, engine, merge), adapter=False)
+    def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False) -> JanusDecoder:
+        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while."""
+        return self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
 
-    def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool) -> JanusDecoder:
+    def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool, lent: bool = False) -> JanusDecoder:
         trunk = LlamaTrunk(
             janus.model.language_model,
             adapter,
@@ -150,19 +169,15 @@ class DecoderKeeper:
             shared_prefix=engine.shared_prefix,
             sliced=engine.filled_attention and not engine.captures(janus.lm_head.weight.device),
         )
-        return JanusDecoder(janus, trunk, self._embeddings_of(janus), self.memory, engine)
+        memory = self.memory if engine.reuse_cache else CacheMemory()
+        return JanusDecoder(janus, trunk, self._embeddings_of(janus), memory, engine, lent)
 
     @torch.no_grad()
     def _embeddings_of(self, janus: Any) -> Tensor:
         """(K, H): one look-up a token instead of the aligner's two linears, made anew if their weights changed."""
-        model = janus.model
-        made_of = tuple(
-            (parameter.data_ptr(), parameter.dtype, parameter._version)
-            for part in (model.generation_embeddings, model.generation_aligner)
-            for parameter in part.parameters()
-        )
+        made_of = _generation_side(janus)
         if made_of not in self._image_embeddings:
-            table = model.generation_embeddings
+            table = janus.model.generation_embeddings
             codes = torch.arange(table.num_embeddings, device=table.weight.device)
             self._image_embeddings = {made_of: janus.prepare_embeddings_for_image_generation(codes)}
         return self._image_embeddings[made_of]
@@ -189,7 +204,17 @@ def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
 def placement(janus: Any) -> Hashable:
     """Where the weights that decode stand and which adapters are on: while it is equal, a decoder stays valid."""
     trunk: Any = janus.model.language_model
-    return (tuple(_addresses((trunk, janus.lm_head, janus.model.generation_head))), tuple(_adapter_states(trunk)))
+    addresses = tuple(_addresses((trunk, janus.lm_head, janus.model.generation_head)))
+    return (addresses, tuple(_adapter_states(trunk)), _generation_side(janus))
+
+
+def _generation_side(janus: Any) -> Hashable:
+    """Where the weights behind the image tokens' embeddings stand, and how often they were written."""
+    return tuple(
+        (parameter.data_ptr(), parameter.dtype, parameter._version)
+        for part in (janus.model.generation_embeddings, janus.model.generation_aligner)
+        for parameter in part.parameters()
+    )
 
 
 def _addresses(parts: Sequence[nn.Module]) -> Iterator[Hashable]:

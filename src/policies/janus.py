@@ -1,4 +1,4 @@
-"""The policy for every Janus checkpoint in transformers' format, tiny or 7B."""
+"""The policy for every Janus checkpoint, tiny or 7B."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from src.policies.base import EngineSettings
 from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.policies.decoder import DecoderKeeper, JanusDecoder, features, head
 from src.policies.lora import LoraSettings, attach_lora, load_lora
+from src.policies.sharded import ShardedWeights
 from src.policies.snapshot import check_names, copy_of, lent, trained_parameters, write
+from src.sharding import whole
 from src.values import PLAN, LevelOutput, TokenContext, TokenLevel
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ class JanusPolicy(nn.Module):
         # The adapter a refreshed reference has; empty: the reference is the base.
         self._reference_adapter: dict[str, Tensor] = {}
         self._refreshed = False
+        self._sharded: ShardedWeights | None = None
+        # This rank's part of the reference, where weights are cut over ranks (full fine-tuning).
+        self._reference_parts: dict[str, Tensor] = {}
         if adapter is not None:
             self.network: Any = load_lora(janus, adapter)
         elif lora is not None:
@@ -76,12 +82,17 @@ class JanusPolicy(nn.Module):
     @property
     def janus(self) -> JanusForConditionalGeneration:
         """The transformers model inside, adapters included."""
-        return self.network if self.adapter is None else self.network.base_model.model
+        return plain_janus(self.network)
 
     @property
     def adapter(self) -> Any | None:
-        """The PEFT model, or None in full fine-tuning."""
-        return self.network if hasattr(self.network, "peft_config") else None
+        """The PEFT model, or None in full fine-tuning; its whole copy where the trained one is cut over ranks."""
+        return self._decoding if hasattr(self.network, "peft_config") else None
+
+    @property
+    def _decoding(self) -> Any:
+        """What decoders are made of: the trained network, or its whole copy."""
+        return self.network if self._sharded is None else self._sharded.network
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +145,11 @@ class JanusPolicy(nn.Module):
 
     def decoder(self) -> JanusDecoder:
         """The weights as they are now; unmerged, one decoder that lives as long as the weights stay where they are."""
-        return self._keeper.decoder(self.janus, self.engine, self.merge_rollout)
+        return self._keeper.decoder(plain_janus(self._decoding), self.engine, self.merge_rollout)
+
+    def release_cache(self) -> None:
+        """Give back what is kept from one rollout to the next; it is made anew when needed."""
+        self._keeper.release()
 
     @contextmanager
     def reference(self) -> Iterator[JanusDecoder]:
@@ -143,32 +158,59 @@ class JanusPolicy(nn.Module):
         """
         if self._reference:
             yield self._keeper.frozen(self._reference[0], self.engine, self.merge_rollout)
+        elif self._sharded is not None and self._reference_parts:
+            with self._sharded.lent(self._reference_parts):
+                yield self._keeper.frozen(self._sharded.network, self.engine, self.merge_rollout, lent=True)
         elif self._reference_adapter:
-            with lent(trained_parameters(self), self._reference_adapter):
+            with lent(self._decoding_weights(), self._reference_adapter):
                 yield self.decoder()
         else:
-            yield self._keeper.frozen(self.janus, self.engine, self.merge_rollout)
+            yield self._keeper.frozen(plain_janus(self._decoding), self.engine, self.merge_rollout)
+
+    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
+        """See `Shardable`. With LoRA the weights keep their dtypes, whatever `dtype` is: adapters are float32."""
+        full = self.adapter is None
+        self._reference = ()
+        self._sharded = ShardedWeights(
+            self, self.janus.model.language_model.layers, self.network, mesh, dtype if full else None, "network."
+        )
+        if full:
+            self._reference_parts = self._sharded.cut()
+
+    def refresh_rollout_weights(self) -> None:
+        if self._sharded is not None:
+            self._sharded.refresh()
 
     def refresh_reference(self) -> None:
-        self._take_reference(trained_parameters(self))
+        if self._sharded is not None and self._reference_parts:
+            self._reference_parts, self._refreshed = self._sharded.cut(), True
+        else:
+            self._take_reference(self._decoding_weights())
 
     def reference_state(self) -> dict[str, Tensor]:
         if not self._refreshed:
             return {}
-        state = self._frozen_counterparts() if self._reference else self._reference_adapter
-        return {name: value.detach().cpu() for name, value in state.items()}
+        state = self._frozen_counterparts() if self._reference else self._reference_parts or self._reference_adapter
+        return {name: whole(value).cpu() for name, value in state.items()}
 
     def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
         if state:
             self._take_reference({name: value.to(self.device) for name, value in state.items()})
 
     def _take_reference(self, weights: Mapping[str, Tensor]) -> None:
+        """Make whole `weights` the reference."""
         if self._reference:
             write(self._frozen_counterparts(), weights)
+        elif self._sharded is not None and self._reference_parts:
+            self._reference_parts = self._sharded.cut(weights)
         else:
             check_names(trained_parameters(self), weights)
             self._reference_adapter = copy_of(weights)
         self._refreshed = True
+
+    def _decoding_weights(self) -> dict[str, Tensor]:
+        """The whole trained weights as decoders read them, by name."""
+        return dict(trained_parameters(self)) if self._sharded is None else self._sharded.copied
 
     def _frozen_counterparts(self) -> dict[str, Tensor]:
         """The frozen copy's weights under the names the trained ones have here (full fine-tuning)."""
@@ -176,10 +218,15 @@ class JanusPolicy(nn.Module):
         return {name: frozen[name.removeprefix("network.")] for name in trained_parameters(self)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> JanusPolicy:
-        """Move the hidden reference along with the module (`to`, `cuda`, ...)."""
-        for model in self._reference:
+        """Move the hidden networks along with the module (`to`, `cuda`, ...)."""
+        for model in (*self._reference, *(() if self._sharded is None else (self._sharded.network,))):
             model._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def plain_janus(network: Any) -> Any:
+    """The transformers model inside of a PEFT model, or the model itself."""
+    return network.base_model.model if hasattr(network, "peft_config") else network
 
 
 def begin_of_image_id(janus: JanusForConditionalGeneration, tokenizer: Any) -> int:

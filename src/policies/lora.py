@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,12 +91,35 @@ def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel
         ValueError: if `path` holds no adapter or one whose keys or shapes do not fit `model`.
     """
     from peft import PeftModel
+
+    return _fitting(
+        path,
+        ADAPTER_NAME,
+        lambda: PeftModel.from_pretrained(model, str(path), is_trainable=trainable),  # type: ignore[arg-type]
+    )
+
+
+def add_lora(model: PeftModel, path: Path, name: str) -> None:
+    """Put a further adapter beside those that `model` has, frozen and switched off.
+
+    name: letters, digits and underscores, and none that is taken. Raises ValueError as `load_lora` does.
+    """
+
+    def load() -> PeftModel:
+        model.load_adapter(str(path), name, is_trainable=False)
+        return model
+
+    _fitting(path, name, load)
+
+
+def _fitting(path: Path, name: str, load: Callable[[], PeftModel]) -> PeftModel:
+    """What `load` gives; what is wrong with the adapter at `path` as one ValueError."""
     from safetensors import SafetensorError
 
     check_adapter_directory(path)
     try:
-        peft_model = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)  # type: ignore[arg-type]
-        problem = _key_problem(peft_model, path / "adapter_model.safetensors")
+        peft_model = load()
+        problem = _key_problem(peft_model, path / "adapter_model.safetensors", name)
     except (SafetensorError, TypeError, KeyError, OSError) as error:
         raise ValueError(f"model.adapter={path}: damaged: {type(error).__name__}: {error}") from error
     except (RuntimeError, ValueError) as error:
@@ -107,14 +130,14 @@ def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel
     return peft_model
 
 
-def _key_problem(model: PeftModel, file: Path) -> str | None:
+def _key_problem(model: PeftModel, file: Path, name: str) -> str | None:
     """A key that only the file or only the model has; PEFT leaves such keys out with a warning at most."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(str(file), "pt") as opened:
         saved = set(opened.keys())
-    own = set(get_peft_model_state_dict(model, save_embedding_layers=False))  # type: ignore[arg-type]
+    own = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))  # type: ignore[arg-type]
     if extra := sorted(saved - own):
         return f"{len(extra)} keys of the adapter are not in it, such as {extra[0]}"
     if missing := sorted(own - saved):

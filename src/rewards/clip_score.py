@@ -55,6 +55,16 @@ class ClipScore(FrozenModelExpert):
         scores, _ = _clip_score_update(list(images), [record.prompt for record in records], self.model, self.processor)
         return scores.float().clamp_min(0.0)
 
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """The image tower's embeddings (N, D) float32 of pixels (N, 3, H, W) float32 in [0, 1], as they are scored."""
+        images = (pixels.to(self.device) * 255).round().to(torch.uint8)
+        parts = []
+        for chunk in images.split(self.batch_size):
+            read = self.processor(images=[image.cpu() for image in chunk], return_tensors="pt", padding=True)
+            parts.append(self.model.get_image_features(read["pixel_values"].to(self.device)))
+        return torch.cat(parts)
+
 
 class Towers(nn.Module):
     """A CLIPModel as torchmetrics calls it: features as tensors, where transformers 5 gives whole outputs."""

@@ -81,6 +81,12 @@ class RewardEnsemble:
         """The experts that are only watched."""
         return tuple(name for name in self.names if not self.weights[name])
 
+    @property
+    def experts_here(self) -> dict[str, RewardExpert]:
+        """The experts of this process by name."""
+        sources = (source for source in self.sources if isinstance(source, LocalExperts))
+        return {name: expert for source in sources for name, expert in source.experts.items()}
+
     def to(self, device: torch.device | str) -> RewardEnsemble:
         """Move the experts; pixels follow each expert to its device by themselves."""
         for source in self.sources:

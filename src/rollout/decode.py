@@ -80,11 +80,15 @@ def stream(
     What is yielded is a view of the table that the next token is written into, and of the last time what `decode`
     returns; until the iterator has ended, nothing else may be decoded with `decoder`.
     """
-    step, capture = _started(
+    step, capture, state = _started(
         decoder, level, context, noise.to(context.ids.device), sampling, _branch(level, sampling, unconditional), end_id
     )
-    for done in _tokens(step, capture, LOOK_EVERY.get(step.ids.device.type, LOOK_EVERY_ELSEWHERE)):
-        yield step.ids[:, :done]
+    try:
+        for done in _tokens(step, capture, LOOK_EVERY.get(step.ids.device.type, LOOK_EVERY_ELSEWHERE)):
+            yield step.ids[:, :done]
+    finally:
+        if isinstance(decoder, CapturableDecoder):
+            decoder.finish(state)
 
 
 def _branch(level: str, sampling: Sampling, unconditional: TokenContext | None) -> TokenContext | None:
@@ -104,10 +108,13 @@ def _decode_rows(
     end_id: int | None,
 ) -> TokenLevel:
     """`decode` of rows that fit."""
-    step, capture = _started(decoder, level, context, noise, sampling, unconditional, end_id)
+    step, capture, state = _started(decoder, level, context, noise, sampling, unconditional, end_id)
     for _ in _tokens(step, capture, LOOK_EVERY.get(step.ids.device.type, LOOK_EVERY_ELSEWHERE)):
         pass
-    return _level(step, context, unconditional, copy=capture is not None)
+    level_made = _level(step, context, unconditional, copy=capture is not None)
+    if isinstance(decoder, CapturableDecoder):
+        decoder.finish(state)
+    return level_made
 
 
 def _started(
@@ -118,8 +125,8 @@ def _started(
     sampling: Sampling,
     unconditional: TokenContext | None,
     end_id: int | None,
-) -> tuple[TokenStep, Capture | None]:
-    """The step with its first token drawn, and how it is captured."""
+) -> tuple[TokenStep, Capture | None, Any]:
+    """The step with its first token drawn, how it is captured, and the decoder's state."""
     rows, steps = noise.shape
     state, features = decoder.start(level, _stacked(context, unconditional), steps)
     shape = StepShape(level, rows, steps, sampling, end_id)
@@ -128,7 +135,7 @@ def _started(
         capture = capture_for(decoder.engine, features.device)
     step = TokenStep(decoder, shape, state, features) if capture is None else _kept(decoder, shape, state, features)
     step.begin(state, features, noise)
-    return step, capture
+    return step, capture, state
 
 
 def _kept(decoder: Any, shape: StepShape, state: Any, features: Tensor) -> TokenStep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class EvaluationSettings:
 class Sample:
     """One evaluated rollout; `details` are the experts' further figures that apply to it.
 
-    reward: in the scores' own units; None where an expert failed and may be dropped.
+    reward: in the scores' own units; None where an expert failed and may be dropped, or none with a weight applies.
     """
 
     index: int
@@ -72,29 +72,59 @@ def evaluate(
     settings: EvaluationSettings,
     stream: str,
     between: Callable[[int, int], object] = lambda done, total: None,
+    seen: Callable[[SampledBatch], object] = lambda batch: None,
 ) -> Evaluation:
     """Roll out every record `samples_per_prompt` times and score it; ranks share the work.
 
     stream: names the noise ("validation", "test"). between: called with (done, total) before each batch;
-    may raise to stop.
+    may raise to stop. seen: called with each batch of this rank.
     """
     jobs = [(index, sample) for index in range(len(records)) for sample in range(settings.samples_per_prompt)]
     mine = jobs[_rank() :: _world()]
     samples: list[Sample] = []
-    for start in range(0, len(mine), settings.batch_size):
-        between(start, len(mine))
-        chosen = mine[start : start + settings.batch_size]
-        asked = [records[index] for index, _ in chosen]
-        keys = [RolloutKey(settings.seed, stream, 0, index, sample) for index, sample in chosen]
-        rollouts = roll_out(policy, decoder, [record.prompt for record in asked], keys, settings.rollout)
-        report = rewards(rollouts.pixels, asked)
-        samples += _samples([index for index, _ in chosen], asked, rollouts, report)
+    for batch in sampled(policy, decoder, rewards, records, mine, settings, stream, between):
+        seen(batch)
+        samples += batch.samples
     rewards.reset()
     whole = tuple(sorted(_gathered(samples), key=lambda sample: sample.index))
     if whole and all(sample.reward is None for sample in whole):
         name, problem = next(iter(rewards.problems.items()), ("ensemble", "an expert failed on another rank"))
         raise RewardError(name, f"not one of {len(whole)} images could be judged: {problem}")
     return Evaluation(whole)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledBatch:
+    """One batch of an evaluation: (prompt, sample) numbers, and of each its rollout and what came of it."""
+
+    jobs: Sequence[tuple[int, int]]
+    rollouts: Rollouts
+    samples: Sequence[Sample]
+
+
+def sampled(
+    policy: Policy,
+    decoder: Decoder,
+    rewards: RewardEnsemble,
+    records: Mapping[int, PromptRecord] | Sequence[PromptRecord],
+    jobs: Sequence[tuple[int, int]],
+    settings: EvaluationSettings,
+    stream: str,
+    between: Callable[[int, int], object] = lambda done, total: None,
+    every_prompt: bool = True,
+) -> Iterator[SampledBatch]:
+    """Roll out and score (number of a record, number of a sample), batch by batch; both key the noise.
+
+    stream, between: see `evaluate`. every_prompt: see `RewardEnsemble`.
+    """
+    for start in range(0, len(jobs), settings.batch_size):
+        between(start, len(jobs))
+        chosen = jobs[start : start + settings.batch_size]
+        asked = [records[index] for index, _ in chosen]
+        keys = [RolloutKey(settings.seed, stream, 0, index, sample) for index, sample in chosen]
+        rollouts = roll_out(policy, decoder, [record.prompt for record in asked], keys, settings.rollout)
+        report = rewards(rollouts.pixels, asked, every_prompt=every_prompt)
+        yield SampledBatch(chosen, rollouts, _samples([index for index, _ in chosen], asked, rollouts, report))
 
 
 def _samples(

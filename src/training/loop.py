@@ -25,10 +25,17 @@ from torch.nn.parallel import DistributedDataParallel
 from src.algorithms import MAXIMA, share_without_signal
 from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
+from src.sharding import whole
 from src.training.collect import Collected, NonFiniteError
 from src.training.groups import joined_reports
 from src.training.module import BiCoTModule
-from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, release_memory, smaller_microbatch
+from src.training.out_of_memory import (
+    SMALLER_ROLLOUT,
+    DoesNotFit,
+    give_up_cache,
+    release_memory,
+    smaller_microbatch,
+)
 from src.training.ranks import ALONE, Ranks, current_ranks
 from src.training.update import Metrics, MicroBatch, microbatches, run_update, shown
 from src.values import IMAGE, PLAN, Experience, PromptBatch, RewardReport
@@ -117,7 +124,8 @@ class GroupedRolloutLoop(_ManualOptimization):
         return self._metrics_over_ranks({name: {**first[name], **metrics[name]} for name in metrics})
 
     def _accumulate(self, experience: Experience, optimizer: Any) -> tuple[Metrics, Experience]:
-        """The gradient of one update; out of memory in a single process, again with half the microbatch.
+        """The gradient of one update; out of memory in a single process, again without the rollouts' cache, then
+        with half the microbatch.
 
         The objective does not depend on the microbatch, and the rollouts are kept.
         """
@@ -128,7 +136,8 @@ class GroupedRolloutLoop(_ManualOptimization):
                 return run_update(experience, self._parts(experience), self._forward, self._backward, self._no_sync)
             except torch.OutOfMemoryError as error:
                 size, processes = module.microbatch or len(experience), self.trainer.world_size
-                module.microbatch = smaller_microbatch(size, len(experience), processes, error)
+                if not give_up_cache(module.policy, processes):
+                    module.microbatch = smaller_microbatch(size, len(experience), processes, error)
             # Only here, behind the handler: the error's traceback holds the graph.
             optimizer.zero_grad()
             release_memory()
@@ -184,10 +193,11 @@ class GroupedRolloutLoop(_ManualOptimization):
     def _step(self, optimizer: Any) -> None:
         module = self._module
         trained = [p for p in module.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, module.optim.grad_clip))
         if not torch.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm.item()}")
         optimizer.step()
+        module.weights_changed()
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
 

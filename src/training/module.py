@@ -13,12 +13,14 @@ from torch import Tensor
 
 from kernels import Operations
 from src.algorithms import Algorithm
-from src.policies.base import RefreshableReference
+from src.policies.base import RefreshableReference, Shardable
 from src.rewards.ensemble import RewardEnsemble
+from src.sharding import write_whole
 from src.training.collect import Collected, CollectSettings, collect
 from src.training.entropy_control import EntropyControl, EntropySettings
 from src.training.groups import keyed_records
 from src.training.ranks import current_ranks
+from src.training.sharded import ShardedStrategy, kept_states
 from src.training.statistics import evaluated
 from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
 from src.values import IMAGE, Experience, PromptBatch, PromptRecord
@@ -82,9 +84,32 @@ class BiCoTModule(L.LightningModule):
         self.reference_refresh = reference_refresh
         self.collected: Collected | None = None
         self.step_metrics: dict[str, float] = {}
+        self._sharded = False
+
+    def configure_model(self) -> None:
+        """Cut the trained weights over the ranks, where the strategy asks for it. Lightning may call more than once.
+
+        Raises:
+            ValueError: for a policy that cannot be cut.
+        """
+        strategy = self.trainer.strategy
+        if self._sharded or not isinstance(strategy, ShardedStrategy):
+            return
+        if not isinstance(self.policy, Shardable):
+            raise ValueError(
+                f"trainer.strategy=fsdp: {type(self.policy).__name__} has no shard(); use trainer=ddp, or give the"
+                " policy what Shardable asks for"
+            )
+        self.policy.shard(strategy.device_mesh["data_parallel"], strategy.dtype)
+        self._sharded = True
 
     def on_fit_start(self) -> None:
         self.rewards.to(self.device)
+
+    def weights_changed(self) -> None:
+        """After an optimiser step, or anything else that wrote to the trained weights. All ranks at once."""
+        if isinstance(self.policy, Shardable):
+            self.policy.refresh_rollout_weights()
 
     def collect(self, batch: PromptBatch) -> Collected:
         """Experience of one prompt batch, with the weights as they are."""
@@ -168,15 +193,16 @@ class BiCoTModule(L.LightningModule):
             self.policy.load_reference_state(checkpoint["reference"])
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained parameters by name, on the CPU."""
-        return {name: p.detach().cpu() for name, p in self.named_parameters() if p.requires_grad}
+        """The trained parameters by name, whole, on the CPU; all ranks at once. Cut over ranks, for the first only."""
+        trained = ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+        return kept_states(trained, keep=not self._sharded or self.trainer.is_global_zero)
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `trained_state` gave, in place."""
+        """Put back what `trained_state` gave, in place. All ranks at once, each with all of it."""
         parameters = dict(self.named_parameters())
-        with torch.no_grad():
-            for name, value in state.items():
-                parameters[name].copy_(value)
+        for name, value in state.items():
+            write_whole(parameters[name], value)
+        self.weights_changed()
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         shown = {name: self.step_metrics[name] for name in PROGRESS_METRICS if name in self.step_metrics}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import torch
+
+from src.policies.base import HasEngine
 
 SMALLER_UPDATE = (
     "optim.activation_checkpointing=true and optim.split_levels=true keep less of a backward pass,"
     " a shorter rollout.max_plan_tokens needs less; docs/MEMORY.md has the sizes"
 )
 SMALLER_ROLLOUT = (
-    "lower rollout.prompts_per_step, rollout.group_size or rollout.max_plan_tokens (in evaluations"
+    "set rollout.max_rows, the rollouts decoded at once (null takes what fits when training starts), or"
+    " lower rollout.prompts_per_step, rollout.group_size or rollout.max_plan_tokens (in evaluations"
     " evaluation.batch_size); docs/MEMORY.md has the sizes"
 )
 
@@ -44,6 +49,24 @@ def smaller_microbatch(size: int, rollouts: int, processes: int, error: torch.Ou
         stacklevel=2,
     )
     return half
+
+
+def give_up_cache(policy: Any, processes: int) -> bool:
+    """Stop keeping the rollouts' cache between steps, where a policy does so; says so, as a warning.
+
+    Returns whether that was news, so that the same can be tried again. Not in several processes: there nothing is.
+    """
+    if processes > 1 or not isinstance(policy, HasEngine) or not policy.engine.reuse_cache:
+        return False
+    policy.engine = replace(policy.engine, reuse_cache=False)
+    policy.release_cache()
+    warnings.warn(
+        "out of memory in the update: from here on each rollout makes its cache anew and gives it back"
+        " (set rollout.max_rows lower to keep it, or rollout.engine.reuse_cache=false to start with this)",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def release_memory() -> None:

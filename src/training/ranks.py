@@ -41,3 +41,9 @@ def _gather_named(mine: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
     parts: list[Mapping[str, Tensor]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, {name: value.cpu() for name, value in mine.items()})
     return parts
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone; that one's message says why."""
+    gone = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Connection refused")
+    return isinstance(error, dist.DistError) or ("gloo" in str(error) and any(words in str(error) for words in gone))

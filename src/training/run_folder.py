@@ -61,6 +61,14 @@ class RunFolder:
         """The sheet of samples, `when` is "before" or "after"."""
         return self.path / f"samples_{when}.png"
 
+    def validation_samples(self, step: int) -> Path:
+        """The sheet of what a validation drew."""
+        return self.path / "samples" / f"step_{step:06d}.png"
+
+    def test_samples(self, when: str) -> Path:
+        """Every evaluated test prompt with its plan and scores, a JSON object a line; `when` as for `samples`."""
+        return self.path / f"test_{when}.jsonl"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole: a partial file first, then a rename."""

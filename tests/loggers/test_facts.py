@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from src.build import plain
 from src.cli import compose
-from src.loggers.build import run_parameters
-from src.loggers.facts import flat_parameters, shown
+from src.loggers.facts import flat_parameters, run_parameters, shown
 
 
 def test_a_section_is_dropped_where_no_other_has_the_same_rest() -> None:

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from src import cli
 from src.config import UserError
 from src.loggers import mlflow_logger
-from src.loggers.facts import RunFacts
+from src.loggers.facts import DatasetFacts, RunFacts
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
 from src.train import COMMAND
 from src.training.run_folder import RunFolder, write_json, write_text
 from tests.conftest import ROOT, RunPython
+from tests.mlflow_server import mlflow_server
 from tests.tiny_run import SHORT, train
 
 
@@ -131,12 +133,55 @@ def test_an_error_gives_failed_and_a_start_without_metrics_no_run(root: Path) ->
     assert sql(root, "select count(*) from runs") == before
 
 
+def test_pictures_data_sets_and_the_machines_load_are_logged(root: Path) -> None:
+    """Each picture once a step, also where a resumed run draws it again; data sets with their digests."""
+    folder = root / "pictured"
+    datasets = tuple(
+        DatasetFacts("prompts", "data/prompts", digest * 12, number, context)
+        for digest, number, context in (("a", 30, "training"), ("b", 6, "validation"))
+    )
+    run = RunFacts(RunFolder(folder), facts(folder, root).config, datasets=datasets)
+    for steps in ((0, 5), (5, 10)):
+        logger = MLflowLogger(run, system_metrics_every=0.2)
+        for step in steps:
+            logger.log_metrics({"reward": 0.5}, step=step)
+            path = RunFolder(folder).validation_samples(step)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (step, 0, 0)).save(path)
+            logger.log_image("validation", [path], step=step)
+        logger._meet_run(60)
+        time.sleep(1.5)
+        logger.finalize("success")
+
+    images = root / "mlartifacts" / str(logger.run_id) / "artifacts" / "images"
+    found = sorted((int(path.name.split("+")[2]), path) for path in images.glob("validation+step+*.png"))
+    assert [step for step, _ in found] == [0, 5, 10]
+    for step, path in found:
+        with Image.open(path) as picture:
+            assert picture.getpixel((0, 0)) == (step, 0, 0)
+    assert sorted(
+        sql(
+            root,
+            "select d.name, d.digest, t.value, d.dataset_profile from inputs i join datasets d on d.dataset_uuid ="
+            " i.source_id join input_tags t on t.input_uuid = i.input_uuid where i.destination_id = ?",
+            logger.run_id,
+        )
+    ) == [
+        ("prompts", "a" * 12, "training", '{"num_rows": 30}'), ("prompts", "b" * 12, "validation", '{"num_rows": 6}'),
+    ]  # fmt: skip
+    load = [row for row in stored(root, logger.run_id)["metrics"] if row[0] == "system/cpu_utilization_percentage"]
+    steps = [step for _, step, _ in load]
+    assert steps == list(range(len(steps))), "the resumed run's samples go on where the first one's ended"
+    assert len(steps) >= 2
+    assert all(0 <= value <= 100 for _, _, value in load)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_leaves_a_killed_run(root: Path, run_python: RunPython) -> None:
     done = run_python(f"""
 import os, signal
 from pathlib import Path
-from src.loggers.facts import RunFacts
+from src.loggers.facts import DatasetFacts, RunFacts
 from src.loggers.mlflow_logger import MLflowLogger
 from src.training.run_folder import RunFolder
 folder, root = Path({str(root / "killed")!r}), {str(root)!r}
@@ -291,29 +336,8 @@ def test_other_loggers_never_import_mlflow(tmp_path: Path, choice: str) -> None:
 @pytest.fixture
 def server(root: Path) -> Iterator[str]:
     """MLflow's own server on the store of a short training run."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{root}/mlflow.db",
-         "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > until:
-                    pytest.fail("mlflow server did not start")
-                time.sleep(0.3)
+    with mlflow_server(root) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def rest(url: str, endpoint: str, **query: Any) -> Any:
@@ -343,7 +367,8 @@ def test_mlflow_server_reads_a_training_run(root: Path, server: str) -> None:
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != "step"]
-    assert {item["key"] for item in found["data"]["metrics"]} == set(names)
+    assert {key for item in found["data"]["metrics"] if not (key := item["key"]).startswith("system/")} == set(names)
+    assert {"test/reward", "seconds_total", "peak_memory_gib"} <= set(names)
     for name in names:
         history = rest(server, "metrics/get-history", run_id=run_id, metric_key=name)["metrics"]
         wanted = {int(row["step"]): float(row[name]) for row in rows if row[name]}
@@ -352,7 +377,8 @@ def test_mlflow_server_reads_a_training_run(root: Path, server: str) -> None:
 
     listed = rest(server, "artifacts/list", run_id=run_id)["files"]
     assert {item["path"] for item in listed} == {
-        "adapter", "config.yaml", "samples_before.png", "samples_after.png", "summary.json",
+        "adapter", "config.yaml", "images", "samples_before.png", "samples_after.png", "summary.json",
+        "test_after.jsonl",
     }  # fmt: skip
     inside = rest(server, "artifacts/list", run_id=run_id, path="adapter")["files"]
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= {item["path"] for item in inside}

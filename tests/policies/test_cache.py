@@ -10,7 +10,9 @@ import torch
 from src.policies import cache as cache_module
 from src.policies.base import EngineSettings
 from src.policies.cache import CacheMemory, CacheShape, rows_within
-from src.values import IMAGE, PLAN
+from src.rollout.decode import decode
+from src.values import IMAGE, PLAN, Sampling
+from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids, stepwise_logps
 from tests.policies.tiny import tiny_policy
 
@@ -110,6 +112,53 @@ def test_the_cache_lives_on_over_decoders() -> None:
         seen.add(addresses(state))
         stepwise_logps(decoder, PLAN, context, ids)
     assert len(seen) == 1
+
+
+def test_other_settings_are_another_decoder_and_known_ones_the_same() -> None:
+    """So that settings can be compared in turn without a capture each time; a cache that is not kept disturbs none."""
+    policy = tiny_policy(merge_rollout=False)
+    context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 3)
+    expected = stepwise_logps(policy.decoder(), PLAN, context, ids)
+    first, moves = policy.decoder(), policy._keeper.memory.moves
+    for other in (EngineSettings(fused_projections=False), EngineSettings(reuse_cache=False)):
+        policy.engine = other
+        assert policy.decoder() is policy.decoder() is not first
+        torch.testing.assert_close(stepwise_logps(policy.decoder(), PLAN, context, ids), expected, atol=1e-5, rtol=0)
+    policy.engine = EngineSettings()
+    assert policy.decoder() is first
+    assert policy._keeper.memory.moves == moves
+
+
+def test_grouping_the_weights_voids_decoders_that_read_them_apart() -> None:
+    policy = tiny_policy(merge_rollout=False)
+    context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 3)
+    policy.engine = EngineSettings(fused_projections=False)
+    apart = policy.decoder()
+    policy.engine = EngineSettings()
+    together = policy.decoder()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(-1.0)
+    assert policy.decoder() is together
+    policy.engine = EngineSettings(fused_projections=False)
+    assert policy.decoder() is not apart
+    expected = level_logps(policy.janus, PLAN, context, ids)
+    for decoder in (together, policy.decoder()):
+        torch.testing.assert_close(stepwise_logps(decoder, PLAN, context, ids), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_what_a_rollout_leaves_behind(reuse: bool) -> None:
+    policy = tiny_policy(merge_rollout=False)
+    policy.engine = EngineSettings(reuse_cache=reuse)
+    context = contexts(policy, PLAN)
+    decode(policy.decoder(), PLAN, context, torch.rand((4, 3), dtype=torch.float64), Sampling())
+    decoder = policy.decoder()
+    assert (decoder._memory.bytes > 0) == reuse
+    policy.release_cache()
+    assert policy._keeper.memory.bytes == 0
+    assert policy.decoder() is not decoder
 
 
 def test_a_void_state_is_refused() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from src.policies.fused import Form, Projection, in_one_storage
 from src.policies.janus import JanusPolicy
-from src.values import PLAN
+from src.values import IMAGE, PLAN
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids, stepwise_logps
 from tests.policies.tiny import draw_adapter, tiny_janus, tiny_policy
@@ -171,9 +171,13 @@ def test_loading_a_state_dict_is_seen() -> None:
     policy, other = tiny_policy(merge_rollout=False), tiny_policy(seed=3, merge_rollout=False)
     decoder = policy.decoder()
     policy.load_state_dict(other.state_dict())
-    assert policy.decoder() is decoder
     agrees_with_the_modules(policy, decoder)
+    assert policy.decoder() is not decoder, "the image tokens' embeddings were made of the old generation side"
     agrees_with_the_modules(other, policy.decoder())
+    decoder, context = policy.decoder(), contexts(policy, IMAGE)
+    ids = some_ids(IMAGE, 4, 5)
+    expected = level_logps(other.janus, IMAGE, context, ids)
+    torch.testing.assert_close(stepwise_logps(decoder, IMAGE, context, ids), expected, atol=1e-4, rtol=0)
     policy.load_state_dict(tiny_policy(seed=4, merge_rollout=False).state_dict(), assign=True)
     assert policy.decoder() is not decoder
     agrees_with_the_modules(policy, policy.decoder())

@@ -65,3 +65,13 @@ def test_the_published_example_scores_as_published() -> None:
     image = torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(42))
     score = ClipScore(path=os.environ["CLIP_VIT_BASE_16"]).score(image[None] / 255, [PromptRecord("a photo of a cat")])
     assert score.item() == pytest.approx(24.4260, abs=5e-3)
+
+
+def test_embeddings_are_transformers_image_features_batch_by_batch(arguments: dict[str, Any]) -> None:
+    images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    model, processor = (kind.from_pretrained(arguments["path"]) for kind in (CLIPModel, CLIPProcessor))
+    with torch.no_grad():
+        inputs = processor.image_processor(images=list(images), return_tensors="pt")
+        wanted = model.get_image_features(**inputs).pooler_output
+    found = ClipScore(**{**arguments, "batch_size": 2}).embed(images / 255)
+    torch.testing.assert_close(found, wanted)

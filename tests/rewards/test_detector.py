@@ -268,7 +268,7 @@ def test_the_yaml_and_a_path_make_the_detector(tmp_path: Path) -> None:
     keys = [f"++rewards.experts.detector.{key}={arguments[key]}" for key in ("path", "short_side", "long_side")]
     ensemble = build_rewards(compose(["experiment=bicot_lora", "rewards=detector", *keys]))
     assert ensemble.names == ("detector",)
-    assert isinstance(ensemble.experts["detector"], Detector)
+    assert isinstance(ensemble.sources[0].experts["detector"], Detector)
     report = ensemble(images(3), records(3))
     assert report.applicable.all()
     assert report.total.isfinite().all()

@@ -127,7 +127,7 @@ def test_the_yaml_and_a_path_make_the_expert(tmp_path: Path) -> None:
     settings = ["experiment=bicot_lora", "rewards=vqa"]
     ensemble = build_rewards(compose([*settings, f"rewards.experts.vqa.path={arguments['path']}"]))
     assert ensemble.names == ("vqa",)
-    assert isinstance(ensemble.experts["vqa"], GitVqa)
+    assert isinstance(ensemble.sources[0].experts["vqa"], GitVqa)
     report = ensemble(images(3), records(3))
     assert report.applicable.all()
     assert report.total.isfinite().all()

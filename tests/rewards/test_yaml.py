@@ -33,7 +33,7 @@ def test_a_yaml_and_a_path_make_the_expert(name: str, tmp_path: Path) -> None:
     arguments = module.write(tmp_path)
     ensemble = composed(name, {key: arguments[key] for key in keys})
     assert ensemble.names == (name,)
-    assert type(ensemble.experts[name]) is module.EXPERT
+    assert type(ensemble.sources[0].experts[name]) is module.EXPERT
     report = ensemble(torch.rand(2, 3, 12, 12), module.records(2))
     assert report.applicable.all()
     assert report.total.isfinite().all()

@@ -62,10 +62,11 @@ def test_a_rollout_does_not_change_with_its_neighbours(policy: Any, settings: Ro
             ids, logp, conditional = counted(part.levels[name], place)
             same_ids, same_logp, same_conditional = counted(whole.levels[name], row)
             assert ids == same_ids
-            # Guidance multiplies the rounding of both branches: u + w*(c - u).
-            tolerance = 1e-5 * (2 * whole.levels[name].sampling.guidance_scale - 1)
+            # Other numbers of rows take other paths through a matrix product; large weights make 1.2e-5 of its
+            # rounding on some CPUs. Guidance multiplies that of both branches: u + w*(c - u).
+            tolerance = 2e-5 * (2 * whole.levels[name].sampling.guidance_scale - 1)
             torch.testing.assert_close(logp, same_logp, atol=tolerance, rtol=0)
-            torch.testing.assert_close(conditional, same_conditional, atol=1e-5, rtol=0)
+            torch.testing.assert_close(conditional, same_conditional, atol=2e-5, rtol=0)
 
 
 def test_rollouts_of_a_group_differ_and_steps_differ(policy: Any) -> None:

@@ -1,8 +1,12 @@
-"""One process of a run: ``python ddp_worker.py OUT WORLD KIND``; writes what it saw to OUT/<KIND>-<WORLD>-<rank>.pt."""
+"""One process of a run: ``python ddp_worker.py OUT WORLD KIND [STRATEGY]``.
+
+Writes what it saw to OUT/<KIND>-<WORLD>-<rank>.pt.
+"""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,10 @@ import torch
 
 import src  # noqa: F401 (before the packages it mends)
 from src.data.module import PromptDataModule
+from src.sharding import whole
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
+from src.training.sharded import ShardedStrategy
 from src.values import PLAN, PromptBatch
 from tests.policies.tiny import tiny_policy
 from tests.training.experts import Red
@@ -28,7 +34,8 @@ class Recorder(L.Callback):
         self.figures: list[dict[str, float]] = []
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.gradients.append({n: p.grad.clone() for n, p in pl_module.policy.named_parameters() if p.grad is not None})
+        found = {n: p.grad for n, p in pl_module.policy.named_parameters() if p.grad is not None}
+        self.gradients.append({name: whole(gradient).clone() for name, gradient in found.items()})
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
@@ -43,22 +50,34 @@ class Recorder(L.Callback):
 
 
 def module_of(kind: str) -> BiCoTModule:
-    """toy; split: one level a backward, which has no gradient for the other's parameters; janus: all of a Janus."""
+    """toy; split: one level a backward, which has no gradient for the other's parameters; janus: all of a Janus so.
+
+    lora: the adapters of a Janus; full: all of it, compared with whole rows of a reference that moves along.
+    """
     settings: dict[str, Any] = {"max_steps": 3, "lr": 1e-3, "microbatch": 5, "grad_clip": 1e9}
     if kind == "janus":
         policy = tiny_policy(lora=None)
         policy.checkpoint_activations()
         return toy_module(policy=policy, expert=Red(), split_levels=True, **settings)
+    if kind in ("lora", "full"):
+        policy = tiny_policy(lora={"r": 4} if kind == "lora" else None)
+        # Parts that are the same rows on one process and on two.
+        module = toy_module(policy=policy, expert=Red(), **{**settings, "microbatch": 4})
+        if kind == "full":
+            module.reference_refresh = 2
+            module.collecting = replace(module.collecting, kl="exact")
+            module.updating = replace(module.updating, kl="exact", beta=1.0)
+        return module
     return toy_module(split_levels=kind == "split", **settings)
 
 
-def main(out: Path, world: int, kind: str) -> None:
+def main(out: Path, world: int, kind: str, strategy: str) -> None:
     module = module_of(kind)
     recorder = Recorder()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world,
-        strategy="ddp" if world > 1 else "auto",
+        strategy=ShardedStrategy() if strategy == "fsdp" else strategy,
         max_steps=3,
         max_epochs=1,
         limit_train_batches=3,
@@ -70,11 +89,12 @@ def main(out: Path, world: int, kind: str) -> None:
     )
     GroupedRolloutLoop.install(trainer)
     trainer.fit(module, datamodule=PromptDataModule(out / "prompts", prompts_per_step=4))
-    weights = {name: value.clone() for name, value in module.policy.state_dict().items()}
+    weights = {name: whole(value).clone() for name, value in module.policy.state_dict().items()}
     torch.save(
         (recorder.ids, recorder.gradients, weights, recorder.figures), out / f"{kind}-{world}-{trainer.global_rank}.pt"
     )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    processes = int(sys.argv[2])
+    main(Path(sys.argv[1]), processes, sys.argv[3], sys.argv[4] if processes > 1 else "auto")

@@ -106,4 +106,6 @@ def checkpoint_weights(run: Path) -> dict[str, Tensor]:
 
 
 def without_times(row: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in row.items() if not name.startswith("seconds") and value != ""}
+    """A row without what depends on the machine."""
+    measured = ("seconds", "peak_memory")
+    return {name: value for name, value in row.items() if not name.startswith(measured) and value != ""}

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.policies.base import EngineSettings
 from src.training.module import BiCoTModule
-from src.training.out_of_memory import DoesNotFit, smaller_microbatch
+from src.training.out_of_memory import DoesNotFit, give_up_cache, smaller_microbatch
 from src.values import PLAN
+from tests.policies.toy import ToyPolicy
 from tests.training.lightning_pieces import fit, toy_module
 from tests.training.pieces import assert_same_gradients, gradients
 
@@ -149,3 +151,27 @@ def test_rollouts_that_do_not_fit_name_step_and_keys(tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "collect", collect)
     with pytest.raises(DoesNotFit, match=r"step 0: .*rolling out.*rollout\.prompts_per_step.*20.00 GiB"):
         fit(module, tmp_path)
+
+
+def test_the_rollouts_cache_goes_before_the_microbatch_shrinks(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A policy with an engine keeps its cache from step to step; the update may need that memory."""
+    module = limited(limit=4)
+    module.policy.engine, released = EngineSettings(), []
+    module.policy.release_cache = lambda: released.append(True)
+    fit(module, tmp_path)
+    whole = module.calls[0]
+    assert module.calls[:3] == [whole, whole, whole // 2], "the same once more, then half"
+    assert released == [True]
+    assert not module.policy.engine.reuse_cache
+    assert sum("makes its cache anew" in str(w.message) for w in recwarn) == 1
+    assert not give_up_cache(module.policy, 1), "only once"
+
+
+def test_nothing_is_given_up_by_one_of_several_processes_nor_without_an_engine() -> None:
+    toy = ToyPolicy()
+    assert not give_up_cache(toy, 1)
+    toy.engine, toy.release_cache = EngineSettings(), lambda: None  # type: ignore[assignment]
+    assert not give_up_cache(toy, 2)
+    assert toy.engine.reuse_cache

@@ -6,6 +6,7 @@ from src.training.callbacks.logs import StepLogs
 from src.training.callbacks.progress import StepProgress
 from src.training.callbacks.report import RunReport
 from src.training.callbacks.reward_watch import RewardWatch
+from src.training.callbacks.sheets import ValidationSheets
 from src.training.callbacks.validation import BestByValidation
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "StepLogs",
     "StepProgress",
     "StopRequested",
+    "ValidationSheets",
 ]

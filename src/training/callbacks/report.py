@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -18,9 +19,12 @@ from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, pictures
 from src.training.module import BiCoTModule
 from src.training.pictures import sheet
-from src.training.provenance import git_commit, versions
-from src.training.run_folder import RunFolder, write_json
+from src.training.provenance import git_commit, peak_memory, versions
+from src.training.run_folder import RunFolder, write_json, write_text
 from src.values import PromptRecord
+
+# What a run cost, as its summary and its loggers name it.
+COSTS = ("seconds_total", "seconds_per_step", "peak_memory_gib")
 
 
 class RunReport(Callback):
@@ -53,16 +57,22 @@ class RunReport(Callback):
         self.before: dict[str, Any] = {}
         self.seconds_training = 0.0
         self.seconds_before_run = 0.0
+        self.memory_before_run = 0.0
         self.started = started
         self._entered = 0.0
         self.summary: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds_training": self._training_seconds(), "seconds_total": self._total_seconds()}
+        return {
+            "seconds_training": self._training_seconds(),
+            "seconds_total": self._total_seconds(),
+            "peak_memory_gib": self._peak_memory(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds_training = state_dict["seconds_training"]
         self.seconds_before_run = state_dict["seconds_total"]
+        self.memory_before_run = state_dict.get("peak_memory_gib", 0.0)  # older checkpoints do not say
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
         if self.folder.before.is_file():
@@ -72,6 +82,7 @@ class RunReport(Callback):
             if trainer.is_global_zero:
                 write_json(self.folder.before, self.before)
                 self._sheet(pl_module, "before", self.before["means"])
+            _log_means(trainer, self.before)
         say(f"test before: {_shown(self.before['means'])}")
         self.validation.seconds = 0.0
         self._entered = time.perf_counter()
@@ -85,7 +96,11 @@ class RunReport(Callback):
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
             self._sheet(pl_module, "after", after["means"])
+        _log_means(trainer, after)
         self._write_summary(trainer, after)
+        costs = {name: self.summary[name] for name in COSTS}
+        for logger in trainer.loggers:
+            logger.log_metrics(costs, step=trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
         """A run that was stopped between its last step and its report: nothing is left to train, only to report."""
@@ -104,6 +119,9 @@ class RunReport(Callback):
             )
         except RewardError as error:
             raise RewardError(error.expert, f"test prompts {when} training: {error.problem}", error.prompt) from error
+        if module.trainer.is_global_zero:
+            lines = (json.dumps(asdict(sample), ensure_ascii=False) for sample in evaluation.samples)
+            write_text(self.folder.test_samples(when), "".join(line + "\n" for line in lines))
         return {"means": evaluation.means(), "by_kind": evaluation.by_kind()}
 
     def _sheet(self, module: BiCoTModule, when: str, means: dict[str, float]) -> None:
@@ -122,6 +140,9 @@ class RunReport(Callback):
         running = time.perf_counter() - self._entered - self.validation.seconds if self._entered else 0.0
         return self.seconds_training + running
 
+    def _peak_memory(self) -> float:
+        return max(self.memory_before_run, peak_memory())
+
     def _total_seconds(self) -> float:
         return self.seconds_before_run + time.time() - self.started
 
@@ -136,6 +157,7 @@ class RunReport(Callback):
             "seconds_total": round(self._total_seconds(), 2),
             "seconds_training": round(self.seconds_training, 2),
             "seconds_per_step": round(self.seconds_training / max(1, steps), 4),
+            "peak_memory_gib": round(self._peak_memory(), 3),
             "best_step": self.validation.best_step,
             "best_validation": self.validation.best,
             "reward_warnings": list(self.watch.warnings.values()),
@@ -147,15 +169,27 @@ class RunReport(Callback):
             write_json(self.folder.summary, self.summary)
 
 
+def _log_means(trainer: L.Trainer, report: dict[str, Any]) -> None:
+    """The report's means to the loggers, as ``test/<figure>`` at the step the training stands at."""
+    figures = {f"test/{name}": value for name, value in report["means"].items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=trainer.global_step)
+
+
 def spread(records: Sequence[PromptRecord], number: int) -> tuple[PromptRecord, ...]:
-    """Up to `number` records, taken from all kinds in turn, evenly over each kind."""
+    """Up to `number` different records, from all kinds in turn, evenly over each kind; all if there are no more."""
     kinds: dict[str, list[PromptRecord]] = {}
     for record in records:
         kinds.setdefault(record.task_type, []).append(record)
-    share = -(-number // max(1, len(kinds)))
-    columns = [[group[i * len(group) // share] for i in range(min(share, len(group)))] for group in kinds.values()]
+    share = len(records) if len(records) <= number else -(-number // max(1, len(kinds)))
+    columns = [evenly(group, min(share, len(group))) for group in kinds.values()]
     turns = [column[i] for i in range(share) for column in columns if i < len(column)]
     return tuple(turns[:number])
+
+
+def evenly(group: Sequence[PromptRecord], number: int) -> list[PromptRecord]:
+    """`number` <= len(group) different ones, spread evenly over `group`."""
+    return [group[place * len(group) // number] for place in range(number)]
 
 
 def _before_and_after(before: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any]:

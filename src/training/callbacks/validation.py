@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from src.config import UserError
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
+from src.training.callbacks.sheets import ValidationSheets
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
 from src.training.module import BiCoTModule
@@ -34,6 +35,7 @@ class BestByValidation(Callback):
         monitor: str,
         weights: Path,
         stop: GracefulStop,
+        sheets: ValidationSheets,
     ) -> None:
         self.records = records
         self.settings = settings
@@ -41,6 +43,7 @@ class BestByValidation(Callback):
         self.monitor = monitor
         self.weights = weights
         self.stop = stop
+        self.sheets = sheets
         self.best: float | None = None
         self.best_step: int | None = None
         self.history: dict[int, dict[str, float]] = {}
@@ -87,10 +90,11 @@ class BestByValidation(Callback):
         self.history[step] = figures
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in figures.items()}, step=step)
+        if trainer.is_global_zero:
+            self.sheets.write(step, figures, trainer.loggers)
         if self.best is None or figures[self._figure(figures)] > self.best:
             self.best, self.best_step = figures[self._figure(figures)], step
-            if trainer.is_global_zero:
-                save_weights(self.weights, module)
+            save_weights(self.weights, module, trainer.is_global_zero)
         shown = ", ".join(f"{n} {figures[n]:.3f}" for n in ("reward", "all_correct") if n in figures)
         say(f"validation at step {step}: {shown} ({len(evaluation.samples)} prompts)")
         self.seconds += time.perf_counter() - start
@@ -109,16 +113,20 @@ class BestByValidation(Callback):
             self.settings,
             "validation",
             between=self.stop.check,
+            seen=self.sheets.take,
         )
 
 
-def save_weights(path: Path, module: BiCoTModule) -> None:
-    """The trained parameters as safetensors, written whole."""
+def save_weights(path: Path, module: BiCoTModule, writes: bool = True) -> None:
+    """The trained parameters as safetensors, written whole by the rank that `writes`; all ranks at once."""
     from safetensors.torch import save_file
 
+    state = module.trained_state()
+    if not writes:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in module.trained_state().items()}, str(partial))
+    save_file({name: value.contiguous() for name, value in state.items()}, str(partial))
     partial.replace(path)
 
 

@@ -1,0 +1,118 @@
+"""Runs read from their folders: config.yaml, metrics.csv, summary.json, test_after.jsonl."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.comparison.records import PromptScores, RunRecord, Series, read_scores
+from src.config import UserError
+from src.loggers.facts import run_parameters
+from src.training.run_folder import RunFolder
+
+
+def find_runs(path: Path) -> list[Path]:
+    """`path` itself if it is a run's folder, else the runs directly in it, sorted by name.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if RunFolder(path).config.is_file():
+        return [path]
+    found = sorted(child for child in path.iterdir() if RunFolder(child).config.is_file())
+    if not found:
+        raise UserError(f"runs={path}: no run there (a run's folder holds a config.yaml); give another folder")
+    return found
+
+
+def read_run(path: Path) -> RunRecord:
+    """The run of a folder, whether or not it is finished.
+
+    Raises:
+        UserError: for a file that cannot be read, with its name.
+    """
+    folder = RunFolder(path)
+    series = _metrics(folder.metrics)
+    summary = folder.read_summary()
+    known: Mapping[str, Any] = summary or {}
+    steps = int(known.get("steps", max((step for values in series.values() for step, _ in values), default=0)))
+    return RunRecord(
+        name=path.resolve().name,
+        status=_status(summary),
+        folder=path,
+        parameters=run_parameters(_config(folder.config)),
+        metrics=frozenset(series),
+        history=lambda name: series.get(name, ()),
+        scores=scores_of(folder),
+        steps=steps,
+        seconds_per_step=known.get("seconds_per_step", seconds_per_step(series.get("seconds", ()))),
+        seconds_total=known.get("seconds_total"),
+        peak_memory_gib=known.get("peak_memory_gib"),
+        commit=known.get("git_commit"),
+        run_id=_mlflow_run(path),
+    )
+
+
+def scores_of(folder: RunFolder) -> tuple[PromptScores, ...]:
+    """Every test sample's scores after training; empty where the run did not get so far, or is older than the file."""
+    path = folder.test_samples("after")
+    if not path.is_file():
+        return ()
+    try:
+        return read_scores(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def seconds_per_step(seconds: Series) -> float | None:
+    """The mean over the steps so far, of the ``seconds`` that each rollout with its updates took."""
+    return sum(value for _, value in seconds) / max(step for step, _ in seconds) if seconds else None
+
+
+def _status(summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return "unfinished"  # a folder does not tell a run that goes on from one that was killed
+    if summary.get("interrupted_by_signal") is not None:
+        return "interrupted"
+    return "finished" if summary.get("finished") else "unfinished"
+
+
+def _metrics(path: Path) -> dict[str, Series]:
+    if not path.is_file():
+        return {}
+    columns: dict[str, list[tuple[int, float]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                for name, value in row.items():
+                    if value:
+                        columns.setdefault(name, []).append((step, float(value)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a run's metrics ({type(error).__name__}: {error})") from error
+    return {name: tuple(sorted(values)) for name, values in columns.items()}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: is no run's config; give the folder of a run made by src.train")
+    return {str(key): value for key, value in config.items()}
+
+
+def _mlflow_run(path: Path) -> str | None:
+    """The MLflow run that was logged beside the folder."""
+    try:
+        return str(json.loads((path / "mlflow.json").read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

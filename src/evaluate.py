@@ -1,0 +1,269 @@
+"""Evaluate: ``python -m src.evaluate run=runs/bicot_lora`` compares what a run trained with its base.
+
+All models see the same prompts and the same noise, so that differences are paired. The folder `out` gets
+summary.json (means, differences, intervals), samples.csv (one line a picture), report.html and images/.
+
+    python -m src.evaluate run=runs/bicot_lora out=evaluated
+    python -m src.evaluate run=runs/a adapters=[runs/b,other/adapter] kinds=[count,relation] n=8
+    python -m src.evaluate adapters={short: runs/a, long: runs/b} prompts_file=mine.jsonl rewards=shapes
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src import cli
+from src.config import UserError
+from src.prompt_source import PromptSource, read_prompts, take_out
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from src.contestants import Field
+    from src.evaluation.comparison import Comparison
+    from src.evaluation.samples import Drawn
+    from src.rewards.ensemble import RewardEnsemble
+    from src.training.evaluation import EvaluationSettings
+    from src.values import PromptRecord
+
+DEFAULT_SEED = 1234
+EXIT_FAILED = 1
+SHOWN = ("reward", "all_correct", "plan/ended", "diversity/vendi")
+
+
+def evaluate(config: DictConfig, source: PromptSource) -> int:
+    """One evaluation; returns the exit code: 0 done, 1 where an expert fails.
+
+    What is wrong with the input shows before the model's weights are loaded.
+    """
+    given = read_prompts(source) if source.texts or source.files else None
+    from src import build
+    from src.contestants import load, locate
+    from src.evaluation.diversity import embedding
+    from src.export import quiet
+    from src.output_folder import check_free, written_whole
+    from src.rewards.base import RewardError
+
+    out = Path(config.out or time.strftime("outputs/evaluated-%Y%m%d-%H%M%S")).expanduser()
+    check_free(out, config.overwrite)
+    quiet()
+    field = locate(config)
+    records = chosen_records(config, field, given)
+    rewards = experts(config, field).to(build.device())
+    try:
+        space, embed = embedding(config.embedding, rewards.experts_here)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    settings = evaluation_settings(config, field)
+    policy = load(field)
+    try:
+        with written_whole(out) as folder:
+            drawn = {
+                contestant.name: drawn_by(number, policy, field, rewards, records, settings, embed, folder)
+                for number, contestant in enumerate(field.contestants)
+            }
+            comparison = write(folder, config, field, records, drawn, settings, space)
+            for name, problem in rewards.problems.items():
+                print(f"warning: {name} left out pictures it failed on, the first: {problem}", file=sys.stderr)
+    except RewardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(closing_lines(comparison, out))
+    return 0
+
+
+def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, ...] | None) -> dict[int, PromptRecord]:
+    """The prompts by their number among all, which keys their noise: leaving some out changes no picture.
+
+    Raises:
+        UserError: where nothing says which prompts, or none is left.
+    """
+    from omegaconf import OmegaConf
+
+    from src import build
+
+    if given is not None and config.data is not None:
+        raise UserError("data, prompts: give one of the two")
+    if given is None:
+        trained = field.trained or {}
+        data = config.data if config.data is not None else trained.get("data")
+        if data is None:
+            raise UserError("data: missing; no run says which prompts: give data=shapes, prompts_file=PATH or run=DIR")
+        # The seed of a run is that of its hold-out, where one file was split.
+        run = {"seed": (trained.get("run") or {}).get("seed", 0)}
+        made = build.build_data(OmegaConf.create({"data": data, "rollout": {"prompts_per_step": 1}, "run": run}))
+        given = tuple(made.test_records)
+    numbered = dict(enumerate(given))
+    if config.kinds is not None:
+        known = sorted({record.task_type for record in given})
+        unknown = [kind for kind in config.kinds if kind not in known]
+        if unknown:
+            raise UserError(f"kinds={unknown[0]}: no prompt is of this kind; there are {', '.join(known)}")
+        numbered = {index: record for index, record in numbered.items() if record.task_type in config.kinds}
+    if not numbered:
+        raise UserError("data: no prompt in its test part")
+    return dict(list(numbered.items())[: config.max_prompts])
+
+
+def experts(config: DictConfig, field: Field) -> RewardEnsemble:
+    """The experts of the command line, else the run's.
+
+    Raises:
+        UserError: where neither says which.
+    """
+    from omegaconf import OmegaConf
+
+    from src import build
+    from src.config import RewardsConfig
+
+    chosen = config.rewards if config.rewards is not None else (field.trained or {}).get("rewards")
+    if chosen is None:
+        raise UserError(
+            "rewards: missing; no run says which experts: give rewards=shapes (--help lists them) or run=DIR"
+        )
+    # A run made by an earlier version does not say what has come since.
+    whole = OmegaConf.merge(OmegaConf.structured(RewardsConfig), chosen)
+    return build.build_rewards(OmegaConf.create({"rewards": whole}))
+
+
+def evaluation_settings(config: DictConfig, field: Field) -> EvaluationSettings:
+    """How every model samples."""
+    from src.generate import settings_of
+    from src.training.evaluation import EvaluationSettings
+
+    own = ((field.trained or {}).get("evaluation") or {}).get("seed", DEFAULT_SEED)
+    seed = own if config.seed is None else config.seed
+    return EvaluationSettings(settings_of(field.sampling), seed, config.n, config.batch_size)
+
+
+def drawn_by(
+    number: int,
+    policy: Any,
+    field: Field,
+    rewards: RewardEnsemble,
+    records: Mapping[int, PromptRecord],
+    settings: EvaluationSettings,
+    embed: Any,
+    folder: Path,
+) -> list[Drawn]:
+    """All rollouts of one contestant, its pictures written below `folder`."""
+    from src.contestants import decoder_of
+    from src.evaluation.samples import draw
+    from src.generate import save_png
+    from src.training.console import say
+
+    contestant = field.contestants[number]
+    (folder / "images" / contestant.folder_name).mkdir(parents=True)
+
+    def told(done: int, total: int) -> None:
+        say(f"{contestant.name}: {done} of {total} pictures ...")
+
+    def save(pixels: Any, file: str) -> None:
+        save_png(folder / file, pixels)
+
+    with decoder_of(policy, field, number) as decoder:
+        return draw(policy, decoder, rewards, records, settings, embed, save, contestant.folder_name, told)
+
+
+def write(
+    folder: Path,
+    config: DictConfig,
+    field: Field,
+    records: Mapping[int, PromptRecord],
+    drawn: Mapping[str, list[Drawn]],
+    settings: EvaluationSettings,
+    space: str,
+) -> Comparison:
+    """summary.json, samples.csv and report.html into `folder`, whose pictures are there already."""
+    from src.evaluation.bootstrap import Resampling
+    from src.evaluation.comparison import compare
+    from src.evaluation.figures import figures_of
+    from src.evaluation.report_html import embedded, report
+    from src.evaluation.table import write_samples
+    from src.training.callbacks.report import spread
+    from src.training.provenance import git_commit, hardware, versions
+
+    kinds = [record.task_type for record in records.values()]
+    figures = {name: figures_of(ones) for name, ones in drawn.items()}
+    comparison = compare(figures, kinds, Resampling(config.resamples))
+    facts = {
+        "base": field.model.get("path"),
+        "samples_per_prompt": settings.samples_per_prompt,
+        "seed": settings.seed,
+        "sampling": field.sampling,
+        "embedding": space,
+        "resamples": config.resamples,
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    models = [contestant.facts() for contestant in field.contestants]
+    summary = {"models": models, **facts, **comparison.as_json()}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_samples(folder / "samples.csv", drawn)
+    chosen = {id(record) for record in spread(list(records.values()), config.picture_prompts)}
+    pictured = frozenset(index for index, record in records.items() if id(record) in chosen)
+    shown = {**{f"model {one['name']}": one["run"] or one["adapter"] or facts["base"] for one in models}, **facts}
+    page = report(comparison, drawn, pictured, shown, partial(embedded, folder))
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return comparison
+
+
+def closing_lines(comparison: Comparison, out: Path) -> str:
+    """The figures one looks at first, and where everything is."""
+    from src.evaluation.comparison import ALL
+    from src.evaluation.forest import written
+
+    lines = [""]
+    for figure in SHOWN:
+        for name, estimates in comparison.means.items():
+            if figure in estimates[ALL]:
+                lines.append(f"{figure:16} {name:24} {written(estimates[ALL][figure])}")
+    for difference in comparison.differences:
+        for figure in SHOWN[:2]:
+            if figure in difference.estimates[ALL]:
+                pair = f"{difference.of} - {difference.to}"
+                lines.append(f"{figure:16} {pair:24} {written(difference.estimates[ALL][figure])}   (paired)")
+    files = {"report": "report.html", "figures": "summary.json", "pictures, plans, scores": "samples.csv"}
+    lines += [f"{what}: {out / file}" for what, file in files.items()]
+    return "\n".join(lines)
+
+
+COMMAND = cli.Command(
+    name="evaluate",
+    about="Compare base and trained models on the same prompts and noise: figures with intervals, CSV, HTML report.",
+    examples=(
+        "run=runs/bicot_lora out=evaluated",
+        "run=runs/a adapters=[runs/b,other/adapter] kinds=[count,relation] n=8",
+        "'adapters={short: runs/a, long: runs/b}' prompts_file=mine.jsonl rewards=shapes",
+    ),
+    task=partial(evaluate, source=PromptSource()),
+    config="evaluate",
+    groups=("model", "data", "rewards"),
+    keys=(
+        "run=DIR                           what it trained beside its base, on its test prompts, by its experts",
+        "adapter=DIR adapters=[DIR,...]    more: run folders or PEFT folders; {name: DIR} names them",
+        "data=... rewards=...              other prompts (their test part), other experts",
+        'prompts="..." prompts_file=PATH   prompts instead of data, as in src.generate',
+        "kinds max_prompts n seed temperature guidance_scale max_plan_tokens batch_size",
+        "embedding=pixels|EXPERT           what diversity is measured on",
+        "out=DIR                           where to; overwrite=true replaces what is there",
+    ),
+)
+
+
+def main() -> int:
+    """Entry point."""
+    source, arguments = take_out(sys.argv[1:])
+    return cli.run(replace(COMMAND, task=partial(evaluate, source=source)), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
