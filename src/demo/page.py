@@ -59,7 +59,7 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
                         gr.Markdown(elem_id=f"status-{side}"),
                         gr.Image(
                             label="Candidates", format="png", interactive=False, visible=False, show_label=False,
-                            buttons=["download", "fullscreen"], elem_id=f"candidates-{side}",
+                            buttons=[], elem_id=f"candidates-{side}",
                         ),
                     ]  # fmt: skip
 
