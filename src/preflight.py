@@ -109,7 +109,7 @@ def step_shape(
     rollout, variant = config.rollout, config.algorithm
     contexts = longest_contexts(policy, [record.prompt for record in data.train_records], rollout.max_plan_tokens)
     reference = build.collect_settings(config).reference
-    sharded = isinstance(trainer.strategy, ShardedStrategy)
+    strategy = trainer.strategy
     evaluated = max(len(data.validation_records), len(data.test_records)) * config.evaluation.samples_per_prompt
     return StepShape(
         rollouts=rollout.prompts_per_step * rollout.group_size // trainer.world_size,
@@ -121,11 +121,12 @@ def step_shape(
         reference=reference,
         exact_kl=reference and variant.kl == "exact",
         evaluation_rows=min(config.evaluation.batch_size, evaluated),
-        mixed=trainer.precision == "bf16-mixed" or (sharded and trainer.strategy.dtype is not None),
+        mixed=trainer.precision == "bf16-mixed"
+        or (isinstance(strategy, ShardedStrategy) and strategy.dtype is not None),
         fused_head=build.build_operations(config).prefers_one_pass,
         mask_per_layer=trainer.strategy.root_device.type == "cuda",
         processes=trainer.world_size,
-        sharded=sharded,
+        sharded=isinstance(strategy, ShardedStrategy),
         max_rows=rollout.max_rows,
         expert_bytes=rewards.device_bytes(),
     )

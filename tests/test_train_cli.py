@@ -41,6 +41,7 @@ def refused(world: Path, run: Path, capsys: pytest.CaptureFixture[str], **settin
             {"rewards__combine": "product", "rewards__normalise": "group"},
             ["rewards.combine=product", "'red'", "normalise=none"],
         ),
+        ({"trainer": "fsdp", "trainer__precision": "bf16-mixed"}, ["trainer.precision=bf16-mixed", "LoRA", "auto"]),
         ({"+rewards__devices__red": "cuda:99"}, ["rewards.devices.red=cuda:99", "offload"]),
         ({"rewards__remote__url": "somewhere"}, ["rewards.remote.url=somewhere", "http://host:port"]),
     ],

@@ -49,7 +49,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's state with whole tensors on the first rank; the others only take part in the gathering."""
-        state = super(ModelParallelStrategy, self).optimizer_state(optimizer)
+        state: dict[str, Any] = Strategy.optimizer_state(self, optimizer)
         return {**state, "state": {index: self._gathered(part) for index, part in state["state"].items()}}
 
     def _gathered(self, part: Mapping[str, Any]) -> dict[str, Any]:
