@@ -130,7 +130,8 @@ def scores(summary: Mapping[str, Any] | None, prompts_once: bool) -> str:
         return ""
     kinds: Mapping[str, Any] = summary.get("by_kind") or {}
     pictures = int(sum(kind["before"].get("n", 0) for kind in kinds.values()))
-    lines = ["## Scores", "", f"On {pictures or 'the'} test prompts, before and after training.", ""]
+    counted = f"{pictures} pictures of " if pictures else ""
+    lines = ["## Scores", "", f"On {counted}test prompts, before and after training.", ""]
     lines += ["| figure | before | after |", "| --- | --- | --- |"]
     for figure in figures:
         before, after = (summary.get(f"{figure}_{when}") for when in ("before", "after"))
@@ -139,7 +140,7 @@ def scores(summary: Mapping[str, Any] | None, prompts_once: bool) -> str:
     if prompts_once and pictures and "all_correct" in figures:
         lines += ["", "In brackets: 95 % interval (Wilson) over the test pictures."]
     if kinds:
-        lines += ["", "| kind of prompt | prompts | reward before | reward after |", "| --- | --- | --- | --- |"]
+        lines += ["", "| kind of prompt | pictures | reward before | reward after |", "| --- | --- | --- | --- |"]
         for kind, found in kinds.items():
             after = (found["after"] or {}).get("reward")
             n = int(found["before"].get("n", 0))
