@@ -342,10 +342,23 @@ class GenerateConfig(PaintingConfig):
     prompts_file: str | None = None  # .txt with one a line, or .jsonl records
     rewards: Any = MISSING
     n: int = 4  # pictures a prompt
+    best_of: int = 1  # candidates a picture, of which the best is kept
+    best_of_by: str | None = None  # the expert that chooses; null: the total of all
     seed: int = 0
     batch_size: int = 64  # pictures decoded at once
+    progress_bar: bool = True  # on a terminal
     out: str | None = None  # null: outputs/generated-<time>
     overwrite: bool = False
+
+
+@dataclass
+class DemoConfig(PaintingConfig):
+    """``python -m src.demo``: a page on 127.0.0.1; docs/DEMO.md. temperature, guidance_scale: where it starts."""
+
+    rewards: Any = MISSING
+    port: int = 7860
+    share: bool = False  # a public address through Gradio's servers
+    paint_every: int | None = None  # tokens between two looks at the picture; null: 16 looks a picture
 
 
 @dataclass
@@ -394,6 +407,14 @@ class ExportConfig:
     dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
     layout: str = "transformers"  # of a whole checkpoint: transformers | original
     overwrite: bool = False
+    base_repository: str | None = None  # the base's name on the hub; null: what the run or the cache says
+    license: str | None = None  # of the model card; null: the base's, where it is known
+    push_to_hub: bool = False
+    repo: str | None = None  # on the hub, as ORGANISATION/NAME
+    private: bool = True  # a new repository on the hub
+    register: bool = False  # a version of `registered_name` in MLflow's model registry
+    registered_name: str | None = None  # null: the run's name
+    tracking_uri: str | None = None  # null: the run's, else MLFLOW_TRACKING_URI, else sqlite:///<runs>/mlflow.db
 
 
 @dataclass
@@ -482,6 +503,7 @@ class UploadConfig:
 ROOT_SCHEMAS: dict[str, type] = {
     "config": Config,
     "generate": GenerateConfig,
+    "demo": DemoConfig,
     "benchmark_images": BenchmarkImagesConfig,
     "score_geneval": ScoreGenevalConfig,
     "export": ExportConfig,

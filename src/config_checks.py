@@ -145,6 +145,8 @@ CHECKS: dict[str, Check] = {
     "guidance_scale": (lambda v: v >= 1, "a number >= 1 (1 is no guidance)"),
     "max_plan_tokens": _AT_LEAST_ONE,
     "n": _AT_LEAST_ONE,
+    "best_of": _AT_LEAST_ONE,
+    "paint_every": _AT_LEAST_ONE,
     "seed": _NOT_NEGATIVE,
     "batch_size": _AT_LEAST_ONE,
     "dtype": _one_of("auto", "float32", "bfloat16"),

@@ -1,12 +1,14 @@
 """Export: ``python -m src.export run=runs/NAME out=DIR [merge=true]``.
 
 Writes what a run trained in the formats of plain transformers and peft: the PEFT adapter, or with
-``merge=true`` a whole checkpoint. A run of full fine-tuning is always written as a whole checkpoint.
+``merge=true`` a whole checkpoint. A run of full fine-tuning is always written as a whole checkpoint. Beside it stands a
+model card; push_to_hub=true uploads all of it, register=true makes it a version in MLflow's model registry.
 
     python -m src.export run=runs/bicot_lora out=adapter
     python -m src.export run=runs/bicot_lora out=checkpoint merge=true
     python -m src.export adapter=runs/bicot_lora/adapter out=checkpoint merge=true dtype=bfloat16
     python -m src.export run=runs/bicot_lora out=checkpoint merge=true layout=original
+    python -m src.export run=bicot_lora out=checkpoint merge=true push_to_hub=true repo=me/bicot_lora register=true
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.model_card import CardFacts, complete_card, hub_name
+from src.publish import check_push, check_register, push, register
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -51,21 +55,73 @@ def export(config: DictConfig) -> int:
         raise UserError(f"dtype={config.dtype}: an adapter keeps its dtype; add merge=true or leave dtype out")
     if config.layout != "transformers" and not whole:
         raise UserError(f"layout={config.layout}: an adapter has no layout of its own; add merge=true or leave it out")
-    from src.policies import export as policies
-
+    facts = card_facts(config, source, whole)
+    registered_name = config.registered_name or facts.name
+    if config.push_to_hub:
+        check_push(config.repo)
+        if not whole and facts.base is None:
+            raise UserError(
+                f"push_to_hub=true: nobody else has the adapter's base {source.base}; add merge=true, or"
+                " base_repository=ORGANISATION/NAME if it is on the hub"
+            )
+    if config.register:
+        check_register(registered_name, facts.run, config.tracking_uri)
     quiet()
     with written_whole(out) as folder:
-        try:
-            if source.weights is not None:
-                policies.write_trained(_own_names(source.weights), source.base, folder, config.dtype, config.layout)
-            elif source.adapter is not None and whole:
-                policies.write_merged(source.adapter, source.base, folder, config.dtype, config.layout)
-            elif source.adapter is not None:
-                policies.write_adapter(source.adapter, source.base, folder)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        write(config, source, folder, whole, facts)
+        complete_card(folder, facts)
     print(f"{'checkpoint' if whole else 'adapter'}: {out}")
+    if config.register:
+        uri, version = register(out, registered_name, facts.run, config.tracking_uri)
+        print(f"registered: {registered_name}, version {version}, in {uri}")
+    if config.push_to_hub:
+        print(f"pushed: {push(out, config.repo, config.private)}")
     return 0
+
+
+def write(config: DictConfig, source: Source, folder: Path, whole: bool, facts: CardFacts) -> None:
+    """What is exported, into `folder`.
+
+    Raises:
+        UserError: for an adapter or weights that are damaged or do not fit the base.
+    """
+    from src.policies import export as policies
+
+    # What is pushed names no place of this machine.
+    base = facts.base or (source.base.name if config.push_to_hub else None)
+    names = policies.PageNames(base, config.repo if config.push_to_hub else ".")
+    try:
+        if source.weights is not None:
+            weights = _own_names(source.weights)
+            policies.write_trained(weights, source.base, folder, config.dtype, config.layout, names)
+        elif source.adapter is not None and whole:
+            policies.write_merged(source.adapter, source.base, folder, config.dtype, config.layout, names)
+        elif source.adapter is not None:
+            policies.write_adapter(source.adapter, source.base, folder, names)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def card_facts(config: DictConfig, source: Source, whole: bool) -> CardFacts:
+    """What the model card tells: of the run, or of the run whose folder the adapter lies in."""
+    from src.training.run_folder import RunFolder
+
+    run = None if config.run is None else find_run(config.run)
+    if run is None and source.adapter is not None and holds_run(source.adapter.parent):
+        run = source.adapter.parent
+    trained = None if run is None else run_config(run)
+    repository = config.base_repository or (trained or {"model": {}})["model"].get("repository")
+    library = None if config.layout == "original" else "transformers" if whole else "peft"
+    return CardFacts(
+        name=Path(config.out).expanduser().resolve().name if run is None else run.resolve().name,
+        base=hub_name(source.base, repository),
+        base_folder=source.base,
+        library=library,
+        license=config.license,
+        run=run,
+        config=trained,
+        summary=None if run is None else RunFolder(run).read_summary(),
+    )
 
 
 def locate_source(run: str | None, adapter: str | None, base: str | None) -> Source:
@@ -77,7 +133,7 @@ def locate_source(run: str | None, adapter: str | None, base: str | None) -> Sou
     if (run is None) == (adapter is None):
         raise UserError("run, adapter: give one of the two, as in run=runs/bicot_lora or adapter=runs/x/adapter")
     if run is not None:
-        return source_of_run(Path(run).expanduser(), base)
+        return source_of_run(find_run(run), base)
     from src.policies.export import base_of_adapter
 
     folder = Path(str(adapter)).expanduser()
@@ -140,6 +196,12 @@ def run_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "path" not in config["model"]:
         raise UserError(f"{path}: has no model.path; give the folder of a run made by src.train")
     return {str(key): value for key, value in config.items()}
+
+
+def find_run(run: str) -> Path:
+    """The folder of a run that is given by its path, or by its name below runs/."""
+    path, named = Path(run).expanduser(), Path("runs") / run
+    return named if not holds_run(path) and holds_run(named) else path
 
 
 def nearest_run(run: Path) -> str:
@@ -209,16 +271,20 @@ COMMAND = cli.Command(
         "run=runs/bicot_lora out=exported/adapter",
         "run=runs/bicot_lora out=exported/checkpoint merge=true",
         "adapter=runs/bicot_lora/adapter out=exported/checkpoint merge=true dtype=bfloat16",
+        "run=bicot_lora out=exported/checkpoint merge=true push_to_hub=true repo=me/bicot_lora register=true",
     ),
     task=export,
     config="export",
     groups=(),
     keys=(
-        "run=DIR | adapter=DIR      what to export: a run folder, or a PEFT folder",
+        "run=NAME|DIR | adapter=DIR what to export: a run folder, or a PEFT folder",
         "out=DIR                    where to; overwrite=true replaces what is there",
         "merge=true                 the base with the adapter merged in, dtype=auto|float32|bfloat16",
         "layout=original            a whole checkpoint in the layout Janus was released in, not transformers'",
         "base=DIR                   where the base checkpoint is now, if it moved",
+        "push_to_hub=true repo=ORG/NAME private=true    upload; the token is HF_TOKEN or `hf auth login`'s",
+        "register=true registered_name tracking_uri     a version in MLflow's model registry",
+        "license base_repository    of the model card, where the run does not say",
     ),
 )
 

@@ -2,10 +2,12 @@
 
 Plans and paints n pictures a prompt, with scores where an expert has something to say about the prompt. The
 folder `out` gets images/, grid.png and samples.jsonl. The same seed and prompt give the same picture, whatever
-other prompts are asked for with it.
+other prompts are asked for with it; the PNG files hold what they were made of and how. With best_of=8 each picture
+is the best of 8 candidates.
 
     python -m src.generate prompts="a red circle left of a blue square" run=runs/bicot_lora out=pictures
     python -m src.generate prompts="two green squares" prompts="a yellow circle" n=8 seed=1
+    python -m src.generate prompts="two green squares" run=bicot_lora best_of=8
     python -m src.generate prompts_file=src/shapes/prompts/test.jsonl adapter=runs/bicot_lora/adapter n=1
 """
 
@@ -16,13 +18,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import cli
+from src.best_of import BestOf, Entry, check_best_of
 from src.config import UserError
+from src.png_metadata import save_png
 from src.prompt_source import PromptSource, read_prompts, take_out
 
 if TYPE_CHECKING:
@@ -35,7 +39,16 @@ if TYPE_CHECKING:
     from src.values import PromptRecord
 
 TILES = 96  # of grid.png at most
-Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to paint: of which prompt (`number` is its place), which of its pictures, which candidate for it."""
+
+    record: PromptRecord
+    number: int
+    rollout: int
+    candidate: int = 0
 
 
 def generate(config: DictConfig, source: PromptSource) -> int:
@@ -45,12 +58,15 @@ def generate(config: DictConfig, source: PromptSource) -> int:
 
     out = Path(config.out or time.strftime("outputs/generated-%Y%m%d-%H%M%S")).expanduser()
     check_free(out, config.overwrite)
+    check_best_of(config.best_of, config.best_of_by, config.rewards.experts)
     chosen = choose_model(config)
     from src import build
     from src.export import quiet
 
     quiet()
     rewards = build.build_rewards(config).to(build.device())
+    sign = 1.0 if config.best_of_by is None else rewards.facts[config.best_of_by].sign
+    best_of = BestOf(config.best_of, config.best_of_by, sign)
     policy = load_policy(chosen)
     facts = {
         "model": chosen["model"].get("path"),
@@ -61,14 +77,18 @@ def generate(config: DictConfig, source: PromptSource) -> int:
     }
     with written_whole(out) as folder:
         (folder / "images").mkdir()
-        jobs = [(record, index, rollout) for index, record in enumerate(records) for rollout in range(config.n)]
+        jobs = [
+            Job(record, index, rollout, candidate)
+            for index, record in enumerate(records)
+            for rollout in range(config.n)
+            for candidate in range(best_of.of)
+        ]
+        painted = all_pictures(policy, rewards, jobs, config, settings_of(chosen["sampling"]))
         entries, tiles = [], []
-        for start in range(0, len(jobs), config.batch_size):
-            part = jobs[start : start + config.batch_size]
-            for entry, pixels in pictures(policy, rewards, part, config.seed, settings_of(chosen["sampling"])):
-                save_png(folder / entry["file"], pixels)
-                entries.append(entry | facts)
-                tiles.append(pixels)
+        for entry, pixels in best_of.kept(painted):
+            entries.append(entry | facts)
+            save_png(folder / entry["file"], pixels, entries[-1])
+            tiles.append(pixels)
         write_grid(folder / "grid.png", entries[:TILES], tiles[:TILES], len(entries))
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -90,9 +110,9 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
         raise UserError("run, adapter: give one of the two; a run brings its own adapter")
     model, sampling, weights = plain(config.model), dict(plain(config.sampling)), None
     if config.run is not None:
-        from src.export import run_config, source_of_run
+        from src.export import find_run, run_config, source_of_run
 
-        run = Path(config.run).expanduser()
+        run = find_run(config.run)
         source, trained = source_of_run(run, config.base), run_config(run)
         model, weights = {**trained["model"], "path": str(source.base)}, source.weights
         if source.adapter is not None:
@@ -176,37 +196,55 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     return policy.to(build.device()).eval()
 
 
-def rollout_key(seed: int, prompt: str, rollout: int) -> Any:
-    """The key of a picture's noise: by the prompt's words, not by its place among others."""
+def rollout_key(seed: int, prompt: str, rollout: int, candidate: int = 0) -> Any:
+    """The key of a picture's noise: by the prompt's words, not by its place among others.
+
+    A picture's first candidate is the picture without best-of-N, and more candidates begin with the fewer's.
+    """
     from src.rollout.noise import RolloutKey
 
     digest = hashlib.blake2b(prompt.encode(), digest_size=7).digest()
-    return RolloutKey(seed, "generate", 0, int.from_bytes(digest, "little"), rollout)
+    stream = "generate" if candidate == 0 else f"generate/candidate {candidate}"
+    return RolloutKey(seed, stream, 0, int.from_bytes(digest, "little"), rollout)
+
+
+def all_pictures(
+    policy: Policy, rewards: RewardEnsemble, jobs: Sequence[Job], config: DictConfig, settings: RolloutSettings
+) -> Iterator[tuple[Entry, Tensor]]:
+    """`pictures` of all jobs, ``batch_size`` at a time, under a progress bar on standard error."""
+    from tqdm import tqdm
+
+    hidden = None if config.progress_bar else True  # None: where standard error is no terminal
+    with tqdm(total=len(jobs), unit="picture", disable=hidden) as bar:
+        for start in range(0, len(jobs), config.batch_size):
+            part = jobs[start : start + config.batch_size]
+            yield from pictures(policy, rewards, part, config.seed, settings)
+            bar.update(len(part))
 
 
 def pictures(
     policy: Policy,
     rewards: RewardEnsemble,
-    jobs: Sequence[tuple[PromptRecord, int, int]],
+    jobs: Sequence[Job],
     seed: int,
     settings: RolloutSettings,
 ) -> Iterator[tuple[Entry, Tensor]]:
-    """For each (record, number of the prompt, rollout) its line of samples.jsonl and its pixels (3, H, W)."""
+    """For each job its line of samples.jsonl and its pixels (3, H, W)."""
     import torch
 
     from src.rollout.levels import roll_out
 
-    keys = [rollout_key(seed, record.prompt, rollout) for record, _, rollout in jobs]
+    keys = [rollout_key(seed, job.record.prompt, job.rollout, job.candidate) for job in jobs]
     with torch.no_grad():
-        rolled = roll_out(policy, policy.decoder(), [record.prompt for record, _, _ in jobs], keys, settings)
-        judged = scores(rewards, rolled.pixels, [record for record, _, _ in jobs])
-    for row, (record, number, rollout) in enumerate(jobs):
+        rolled = roll_out(policy, policy.decoder(), [job.record.prompt for job in jobs], keys, settings)
+        judged = scores(rewards, rolled.pixels, [job.record for job in jobs])
+    for row, job in enumerate(jobs):
         entry = {
-            "prompt": record.prompt,
+            "prompt": job.record.prompt,
             "plan": rolled.plans[row],
             "plan_ended": bool(rolled.ended[row]),
-            "rollout": rollout,
-            "file": f"images/{number:04d}_{rollout:02d}.png",
+            "rollout": job.rollout,
+            "file": f"images/{job.number:04d}_{job.rollout:02d}.png",
             **judged[row],
         }
         yield entry, rolled.pixels[row].cpu()
@@ -244,13 +282,6 @@ def scores(rewards: RewardEnsemble, pixels: Tensor, records: Sequence[PromptReco
     return result
 
 
-def save_png(path: Path, pixels: Tensor) -> None:
-    """Pixels (3, H, W) in [0, 1] as they were decoded, one file pixel a pixel."""
-    from src.images import to_image
-
-    to_image(pixels).save(path, format="PNG")
-
-
 def write_grid(path: Path, entries: Sequence[Entry], tiles: Sequence[Tensor], total: int) -> None:
     """A sheet of the first pictures with prompt, plan and score."""
     import torch
@@ -258,7 +289,9 @@ def write_grid(path: Path, entries: Sequence[Entry], tiles: Sequence[Tensor], to
     from src.training.pictures import sheet
 
     captions = [
-        f"rollout {entry['rollout']}" + (f"   reward {entry['reward']:.2f}" if "reward" in entry else "")
+        f"rollout {entry['rollout']}"
+        + (f"   reward {entry['reward']:.2f}" if "reward" in entry else "")
+        + (f"   best of {entry['best_of']['of']}" if "best_of" in entry else "")
         for entry in entries
     ]
     title = f"{total} pictures, seed {entries[0]['seed']}" + (
@@ -288,6 +321,7 @@ COMMAND = cli.Command(
     examples=(
         'prompts="a red circle left of a blue square" run=runs/bicot_lora out=pictures',
         'prompts="two green squares" prompts="a yellow circle" adapter=runs/bicot_lora/adapter n=8 seed=1',
+        'prompts="two green squares" run=bicot_lora best_of=8',
         "prompts_file=src/shapes/prompts/test.jsonl run=runs/bicot_lora n=1",
     ),
     task=partial(generate, source=PromptSource()),
@@ -296,8 +330,9 @@ COMMAND = cli.Command(
     keys=(
         'prompts="..."                     as it is, again for several; prompts=- reads standard input',
         "prompts_file=PATH                 .txt with one a line, or .jsonl records",
-        "run=DIR | adapter=DIR             what was trained; neither: the base model",
-        "n seed temperature guidance_scale max_plan_tokens batch_size",
+        "run=NAME | run=DIR | adapter=DIR  what was trained; neither: the base model",
+        "best_of=8 best_of_by=EXPERT       the best of 8 candidates a picture; null: by the total of all experts",
+        "n seed temperature guidance_scale max_plan_tokens batch_size progress_bar",
         "out=DIR                           where to; overwrite=true replaces what is there",
     ),
 )

@@ -60,6 +60,8 @@ def read_prompts(source: PromptSource) -> tuple[PromptRecord, ...]:
 def _filled(text: str) -> str:
     if not text.strip():
         raise UserError("prompts: a prompt is empty; expected some words")
+    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError("prompts: a prompt is no UTF-8; set the terminal's encoding, or give prompts_file=PATH")
     return text.strip()
 
 

@@ -289,6 +289,15 @@ def damaged(folder: Path) -> None:
         (None, ["run={run}", "out={run}"], "is not empty"),
         (damaged, ["adapter={tmp}/adapter", "out={tmp}/out"], "damaged"),
         (None, ["run={run}", "ot={tmp}/out"], "ot: no such key"),
+        (None, ["run={tmp}/my_rum", "out={tmp}/out"], "Did you mean {tmp}/my_run?"),
+        (None, ["run={run}", "out={tmp}/out", "push_to_hub=true"], "repo: missing"),
+        (None, ["run={run}", "out={tmp}/out", "push_to_hub=true", "repo=a/b/c"], "no name of a repository"),
+        (None, ["run={run}", "out={tmp}/out", "register=true", "registered_name=a/b"], "without slashes"),
+        (
+            None,
+            ["run={run}", "out={tmp}/out", "register=true", "tracking_uri=ftp://x"],
+            "tracking_uri=ftp://x: expected",
+        ),
     ],
 )
 def test_wrong_input_gives_one_message_and_writes_nothing(
@@ -296,6 +305,8 @@ def test_wrong_input_gives_one_message_and_writes_nothing(
 ) -> None:
     places = {"tmp": tmp_path, "run": lora_run().path}
     shutil.copytree(lora_run().adapter, tmp_path / "adapter")
+    (tmp_path / "my_run").mkdir()
+    shutil.copyfile(lora_run().config, tmp_path / "my_run" / "config.yaml")
     if prepare is not None:
         prepare(tmp_path / "adapter")
     capsys.readouterr()
@@ -315,5 +326,7 @@ def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "samples_after.png",
+        "samples_before.png",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from src import generate
 from src.generate import rollout_key
+from src.png_metadata import KEYS, read_png
 from src.prompt_source import PromptSource, read_prompts, take_out
 from src.shapes.judge import judge
 from src.values import PromptRecord
@@ -102,8 +106,6 @@ def test_records_bring_scores_and_a_run_its_sampling(tmp_path: Path, monkeypatch
         assert set(entry["scores"]) == {"shapes"}
         # The judge reads the file that was written.
         with Image.open(out / entry["file"]) as image:
-            import torch
-
             pixels = torch.tensor(list(image.tobytes())).view(24, 24, 3).permute(2, 0, 1)[None] / 255
         record = PromptRecord(RECORD["prompt"], "count", scene=RECORD["scene"])  # type: ignore[arg-type]
         assert entry["details"]["all_correct"] == float(judge(pixels, [record]).all_correct[0])
@@ -123,13 +125,67 @@ def test_records_bring_scores_and_a_run_its_sampling(tmp_path: Path, monkeypatch
     assert entries[0]["adapter"] == str(trained.adapter)
 
 
+def test_a_picture_is_the_best_of_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first candidate is the picture without best-of-N; batches may cut through the candidates."""
+    asked = ("prompts=three blue circles", "prompts=two green squares", "n=2", "temperature=1.5")
+    assert run(monkeypatch, *asked, f"out={tmp_path / 'one'}") == 0
+    assert run(monkeypatch, *asked, f"out={tmp_path / 'three'}", "best_of=3", "batch_size=4") == 0
+    assert run(monkeypatch, *asked, f"out={tmp_path / 'five'}", "best_of=5", "best_of_by=shapes") == 0
+    ones, threes, fives = (lines(tmp_path / name) for name in ("one", "three", "five"))
+    assert [entry["file"] for entry in threes] == [entry["file"] for entry in ones]
+    for one, three, five in zip(ones, threes, fives, strict=True):
+        for entry, of, by in ((three, 3, "reward"), (five, 5, "shapes")):
+            found = entry["best_of"]["scores"]
+            assert (len(found), entry["best_of"]["of"], entry["best_of"]["by"]) == (of, of, by)
+            assert entry["reward"] == max(found)
+            assert entry["candidate"] == found.index(max(found))
+            assert found[0] == one["reward"]
+        assert five["best_of"]["scores"][:3] == three["best_of"]["scores"]
+        if three["candidate"] == 0:
+            with Image.open(tmp_path / "one" / one["file"]) as a, Image.open(tmp_path / "three" / three["file"]) as b:
+                assert a.tobytes() == b.tobytes()
+        assert "best_of" not in one
+    assert any(entry["candidate"] for entry in fives), "seeds under which something is chosen"
+
+
+def test_a_png_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads the chunks, in UTF-8, and they are the line of samples.jsonl."""
+    out, trained = tmp_path / "out", lora_run()
+    assert run(monkeypatch, f"prompts={HARD}", "prompts=two green squares", f"run={trained.path}", f"out={out}") == 0
+    for entry in lines(out):
+        with Image.open(out / entry["file"]) as image:
+            assert image.text["prompt"] == entry["prompt"]
+            assert image.text["plan"] == entry["plan"]
+            assert image.text["adapter"] == str(trained.adapter)
+            assert json.loads(image.text["scores"]) == entry["scores"]
+            assert int(image.text["seed"]) == 0
+        assert b"tEXt" not in (out / entry["file"]).read_bytes(), "Latin-1"
+        assert read_png(out / entry["file"]) == {key: entry[key] for key in KEYS if entry.get(key) is not None}
+
+
+def test_a_run_goes_by_its_name_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(lora_run().path)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "prompts=two green squares", "run=mine", "n=1", "out=out") == 0
+    assert lines(tmp_path / "out")[0]["adapter"] == str(Path("runs/mine/adapter"))
+
+
+def test_without_scores_there_is_no_best_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "prompts=free words", "best_of=2", f"out={tmp_path / 'out'}") == 2
+    assert "nothing to choose by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_adapter_changes_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("prompts=two green squares", "prompts=three blue circles and two more", "n=32", "temperature=1.5")
     assert run(monkeypatch, *asked, f"out={tmp_path / 'base'}") == 0
     assert run(monkeypatch, *asked, f"out={tmp_path / 'tuned'}", f"adapter={lora_run().adapter}") == 0
     assert run(monkeypatch, *asked, f"out={tmp_path / 'run'}", f"run={lora_run().path}") == 0
     pictures = [
-        [value for name, value in files(tmp_path / kind).items() if name.startswith("images")]
+        [Image.open(path).tobytes() for path in sorted((tmp_path / kind / "images").iterdir())]
         for kind in ("base", "tuned", "run")
     ]
     assert pictures[0] != pictures[1]
@@ -149,6 +205,15 @@ def test_prompts_from_a_file_and_from_standard_input(tmp_path: Path, monkeypatch
     assert [record.prompt for record in records] == ["first", "from a pipe, 圆"]
 
 
+def misfit(folder: Path) -> None:
+    """An adapter made for a wider base."""
+    shutil.copytree(lora_run().adapter, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in sorted(weights) if "lora_A" in name)
+    weights[name] = torch.ones(len(weights[name]), 7)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -156,6 +221,12 @@ def test_prompts_from_a_file_and_from_standard_input(tmp_path: Path, monkeypatch
         (["prompts="], "prompts: a prompt is empty"),
         (["prompts=  "], "prompts: a prompt is empty"),
         (["prompts=a", "n=0"], "n=0: expected an integer >= 1"),
+        (["prompts=a", "best_of=0"], "best_of=0: expected an integer >= 1"),
+        (["prompts=a", "best_of=2", "best_of_by=clip"], "best_of_by=clip: no such expert; there are shapes"),
+        (["prompts=a", "best_of_by=shapes"], "add best_of=8"),
+        (["prompts=a\udc80"], "a prompt is no UTF-8"),
+        (["prompts=a", "run={tmp}/my_rum"], "Did you mean {tmp}/my_run?"),
+        (["prompts=a", "adapter={tmp}/misfit"], "does not fit the base model"),
         (["prompts=a", "n=two"], "expected an integer"),
         (["prompts=a", "temperature=0"], "temperature=0.0: expected a number > 0"),
         (["prompts=a", "top_k=0"], "top_k=0: expected an integer >= 1"),
@@ -186,6 +257,9 @@ def test_wrong_input_gives_one_message_and_writes_nothing(
     (tmp_path / "latin.txt").write_bytes(b"a circle\ncaf\xe9\n")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     (tmp_path / "full").mkdir()
+    (tmp_path / "my_run").mkdir()
+    (tmp_path / "my_run" / "config.yaml").write_text("model: {path: x}")
+    misfit(tmp_path / "misfit")
     (tmp_path / "full" / "kept.txt").write_text("kept")
     given_arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     if not any(argument.startswith("out=") for argument in given_arguments):

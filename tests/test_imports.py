@@ -58,7 +58,7 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "src.shapes.warmstart": ("src.policies.contexts",),
 }
 # Recipes inside a room and packages that are run, not imported: entry points, which see everything.
-ENTRY_POINTS = ("src.shapes.pretrain", "src.benchmark")
+ENTRY_POINTS = ("src.shapes.pretrain", "src.benchmark", "src.demo")
 # The kernels stand alone; the benchmark may also use what it compares with.
 KERNELS_THIRD_PARTY = {"torch", "triton"}
 KERNELS_BENCHMARK = "kernels.benchmark"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,19 @@ def base_of_adapter(adapter: Path) -> str | None:
         raise CheckpointError(f"{config}: not valid JSON ({error}); the adapter is damaged") from None
 
 
-def write_adapter(adapter: Path, base: Path, out: Path) -> None:
-    """The adapter with its config naming `base` by absolute path, and a page on how to load it.
+@dataclass(frozen=True, slots=True)
+class PageNames:
+    """What the page on how to load calls things by.
+
+    base: a name on the hub; None: the base's absolute path. folder: what is written, as a program beside it finds it.
+    """
+
+    base: str | None = None
+    folder: str = "."
+
+
+def write_adapter(adapter: Path, base: Path, out: Path, names: PageNames = PageNames()) -> None:
+    """The adapter with its config naming the base, and a page on how to load it.
 
     The weights are loaded onto the base once, so that what is written is known to fit.
 
@@ -58,14 +70,21 @@ def write_adapter(adapter: Path, base: Path, out: Path) -> None:
     load_lora(load_base(base), adapter, trainable=False)
     shutil.copyfile(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = str(base.resolve())
+    config["base_model_name_or_path"] = names.base or str(base.resolve())
     config["inference_mode"] = True
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    page = _adapter_page(base.resolve(), layout_of(base) == ORIGINAL)
+    page = _adapter_page(names.base or str(base.resolve()), layout_of(base) == ORIGINAL, names.folder)
     (out / "README.md").write_text(page, encoding="utf-8")
 
 
-def write_merged(adapter: Path, base: Path, out: Path, dtype: str = "auto", layout: str = TRANSFORMERS) -> None:
+def write_merged(
+    adapter: Path,
+    base: Path,
+    out: Path,
+    dtype: str = "auto",
+    layout: str = TRANSFORMERS,
+    names: PageNames = PageNames(),
+) -> None:
     """A whole checkpoint with the adapter merged into it.
 
     Each update is added in float32 and the sum cast once, layer by layer, so that a 7B base in bf16 needs no
@@ -74,11 +93,16 @@ def write_merged(adapter: Path, base: Path, out: Path, dtype: str = "auto", layo
     checkpoint = open_checkpoint(base)
     tuned = load_lora(checkpoint.model(checkpoint.dtype), adapter, trainable=False)
     merge_layers(tuned)
-    _write_model(tuned.unload(), checkpoint, out, dtype, layout)
+    _write_model(tuned.unload(), checkpoint, out, dtype, layout, names)
 
 
 def write_trained(
-    weights: Mapping[str, Tensor], base: Path, out: Path, dtype: str = "auto", layout: str = TRANSFORMERS
+    weights: Mapping[str, Tensor],
+    base: Path,
+    out: Path,
+    dtype: str = "auto",
+    layout: str = TRANSFORMERS,
+    names: PageNames = PageNames(),
 ) -> None:
     """A whole checkpoint with some of its weights replaced: full fine-tuning's.
 
@@ -99,7 +123,7 @@ def write_trained(
                     f"{base}: trained weight {name} {tuple(value.shape)} does not fit the base ({found})"
                 )
             own[name].copy_(value)
-    _write_model(model, checkpoint, out, dtype, layout)
+    _write_model(model, checkpoint, out, dtype, layout, names)
 
 
 def load_base(base: Path) -> Any:
@@ -125,18 +149,19 @@ def merge_layers(model: nn.Module) -> None:
         weight.copy_(total.to(weight.dtype))
 
 
-def _write_model(model: Any, base: JanusCheckpoint, out: Path, dtype: str, layout: str) -> None:
+def _write_model(model: Any, base: JanusCheckpoint, out: Path, dtype: str, layout: str, names: PageNames) -> None:
+    named = names.base or str(base.folder.resolve())
     if dtype != "auto":
         model.to(DTYPES[dtype])
     _copy_rest(base, out, layout)
     if layout == ORIGINAL:
         config = _write_original(model, base, out, dtype)
-        page = _original_page(base.folder.resolve(), has_presets(config))
+        page = _original_page(named, has_presets(config))
     else:
         model.save_pretrained(out)
         if base.layout == ORIGINAL:
             write_transformers_processor(base, out)
-        page = _checkpoint_page(base.folder.resolve())
+        page = _checkpoint_page(named, names.folder)
     (out / "README.md").write_text(page, encoding="utf-8")
 
 
@@ -181,61 +206,44 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _adapter_page(base: Path, original: bool) -> str:
+def _adapter_page(base: str, original: bool, folder: str) -> str:
     note = (
         "\nThat checkpoint is in the layout Janus was released in, which transformers does not read: where the code"
         "\nbelow loads the base, give the same model in transformers' layout, as deepseek-community publishes it.\n"
     )
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [lora, text-to-image, bicot-grpo]
----
-
-A LoRA adapter trained with BiCoT-GRPO (arXiv 2505.00703) for the Janus checkpoint at
+    return f"""A LoRA adapter trained with BiCoT-GRPO (arXiv 2505.00703) for the Janus checkpoint
 `{base}`. If that moved, write its new place into `adapter_config.json`.
 {note if original else ""}
 ```python
 from peft import PeftModel
 from transformers import JanusForConditionalGeneration
 
-base = JanusForConditionalGeneration.from_pretrained({str(base)!r}, tie_word_embeddings=False)
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
+base = JanusForConditionalGeneration.from_pretrained({base!r}, tie_word_embeddings=False)
+model = PeftModel.from_pretrained(base, {folder!r})
 ```
 """
 
 
-def _checkpoint_page(base: Path) -> str:
-    return f"""---
-base_model: {base}
-library_name: transformers
-tags: [text-to-image, bicot-grpo]
----
-
-A Janus checkpoint trained with BiCoT-GRPO (arXiv 2505.00703) from the one at
+def _checkpoint_page(base: str, folder: str) -> str:
+    return f"""A Janus checkpoint trained with BiCoT-GRPO (arXiv 2505.00703) from
 `{base}`; tokenizer, processor and chat templates are the base's.
 
 ```python
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
-model = JanusForConditionalGeneration.from_pretrained("path/to/this/folder")
-processor = AutoProcessor.from_pretrained("path/to/this/folder")
+model = JanusForConditionalGeneration.from_pretrained({folder!r})
+processor = AutoProcessor.from_pretrained({folder!r})
 ```
 """
 
 
-def _original_page(base: Path, presets: bool) -> str:
+def _original_page(base: str, presets: bool) -> str:
     readers = (
         "It is loaded by the released code (github.com/deepseek-ai/Janus) or, as `model.path`, by the trainer"
         if presets
         else "Its sizes are none of the released code's presets: it is loaded, as `model.path`, only by the trainer"
     )
-    return f"""---
-base_model: {base}
-tags: [text-to-image, bicot-grpo]
----
-
-A Janus checkpoint trained with BiCoT-GRPO (arXiv 2505.00703) from the one at
+    return f"""A Janus checkpoint trained with BiCoT-GRPO (arXiv 2505.00703) from
 `{base}`, in the layout Janus was released in.
 {readers} that wrote it.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,9 +44,7 @@ def decode(
     Returns:
         The level; where rows end early it is cut to the longest row. Tokens behind a row's end are `end_id`.
     """
-    if sampling.guided and unconditional is None:
-        raise ValueError(f"{level}: guidance_scale={sampling.guidance_scale} needs an unconditional context")
-    branch = unconditional if sampling.guided else None
+    branch = _branch(level, sampling, unconditional)
     noise = noise.to(context.ids.device)
     rows, steps = noise.shape
     limit = row_limit(decoder, max_rows, context.ids.shape[1] + steps, 1 if branch is None else 2)
@@ -66,6 +65,39 @@ def decode(
     return join_levels(parts, context, branch, fill_id=end_id or 0)
 
 
+@torch.no_grad()
+def stream(
+    decoder: Decoder,
+    level: str,
+    context: TokenContext,
+    noise: Tensor,
+    sampling: Sampling,
+    unconditional: TokenContext | None = None,
+    end_id: int | None = None,
+) -> Iterator[Tensor]:
+    """`decode` as it goes on: the ids (N, t) int64 after each token, all rows at once.
+
+    What is yielded is a view of the table that the next token is written into, and of the last time what `decode`
+    returns; until the iterator has ended, nothing else may be decoded with `decoder`.
+    """
+    step, capture, state = _started(
+        decoder, level, context, noise.to(context.ids.device), sampling, _branch(level, sampling, unconditional), end_id
+    )
+    try:
+        for done in _tokens(step, capture, LOOK_EVERY.get(step.ids.device.type, LOOK_EVERY_ELSEWHERE)):
+            yield step.ids[:, :done]
+    finally:
+        if isinstance(decoder, CapturableDecoder):
+            decoder.finish(state)
+
+
+def _branch(level: str, sampling: Sampling, unconditional: TokenContext | None) -> TokenContext | None:
+    """The context of the guidance branch, if there is to be one."""
+    if sampling.guided and unconditional is None:
+        raise ValueError(f"{level}: guidance_scale={sampling.guidance_scale} needs an unconditional context")
+    return unconditional if sampling.guided else None
+
+
 def _decode_rows(
     decoder: Decoder,
     level: str,
@@ -76,6 +108,25 @@ def _decode_rows(
     end_id: int | None,
 ) -> TokenLevel:
     """`decode` of rows that fit."""
+    step, capture, state = _started(decoder, level, context, noise, sampling, unconditional, end_id)
+    for _ in _tokens(step, capture, LOOK_EVERY.get(step.ids.device.type, LOOK_EVERY_ELSEWHERE)):
+        pass
+    level_made = _level(step, context, unconditional, copy=capture is not None)
+    if isinstance(decoder, CapturableDecoder):
+        decoder.finish(state)
+    return level_made
+
+
+def _started(
+    decoder: Decoder,
+    level: str,
+    context: TokenContext,
+    noise: Tensor,
+    sampling: Sampling,
+    unconditional: TokenContext | None,
+    end_id: int | None,
+) -> tuple[TokenStep, Capture | None, Any]:
+    """The step with its first token drawn, how it is captured, and the decoder's state."""
     rows, steps = noise.shape
     state, features = decoder.start(level, _stacked(context, unconditional), steps)
     shape = StepShape(level, rows, steps, sampling, end_id)
@@ -84,11 +135,7 @@ def _decode_rows(
         capture = capture_for(decoder.engine, features.device)
     step = TokenStep(decoder, shape, state, features) if capture is None else _kept(decoder, shape, state, features)
     step.begin(state, features, noise)
-    _finish(step, capture, LOOK_EVERY.get(features.device.type, LOOK_EVERY_ELSEWHERE))
-    level_made = _level(step, context, unconditional, copy=capture is not None)
-    if isinstance(decoder, CapturableDecoder):
-        decoder.finish(state)
-    return level_made
+    return step, capture, state
 
 
 def _kept(decoder: Any, shape: StepShape, state: Any, features: Tensor) -> TokenStep:
@@ -100,8 +147,9 @@ def _kept(decoder: Any, shape: StepShape, state: Any, features: Tensor) -> Token
     return step
 
 
-def _finish(step: TokenStep, capture: Capture | None, look_every: int) -> None:
-    """All tokens after the first, until every row has ended."""
+def _tokens(step: TokenStep, capture: Capture | None, look_every: int) -> Iterator[int]:
+    """All tokens after the first, until every row has ended; yields how many there are, from 1 on."""
+    yield 1
     for done in range(1, step.shape.steps):
         if step.shape.end_id is not None and done % look_every == 0 and step.ended():
             return
@@ -109,6 +157,7 @@ def _finish(step: TokenStep, capture: Capture | None, look_every: int) -> None:
             step.step()
         else:
             step.replay(capture)()
+        yield done + 1
 
 
 def _level(step: TokenStep, context: TokenContext, unconditional: TokenContext | None, copy: bool) -> TokenLevel:
