@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,9 +28,7 @@ def test_a_failure_keeps_its_code_on_the_way_back() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra [cluster]")
 def test_a_sweep_through_submitit(tmp_path: Path) -> None:
-    """Each job in a process of its own, as on a cluster; a job that fails gives the sweep its code."""
-    import sys
-
+    """Each job in a process of its own, as on a cluster; one that cannot be gives the sweep its message."""
     world = write_world(tmp_path / "world")
     words = overrides(world, None, run__root=tmp_path / "runs", trainer__max_steps=1, evaluation__every=9)
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
@@ -39,5 +38,6 @@ def test_a_sweep_through_submitit(tmp_path: Path) -> None:
     runs = sorted((tmp_path / "runs").glob("bicot_lora-*"))
     assert [run.name[-2:] for run in runs] == ["-0", "-1"]
     assert all(summary(run)["finished"] for run in runs)
-    done = run_process([*command, "optim.lr=1e30,1e31"], tmp_path)
-    assert done.returncode == 1, done.stderr[-3000:]
+    done = run_process([*command, "rollout.group_size=1,0"], tmp_path)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "error: rollout.group_size=1: expected an integer >= 2" in done.stderr
