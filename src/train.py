@@ -48,7 +48,7 @@ def train(config: DictConfig) -> int:
         return 0
     try:
         with made_or_undone(folder.path):
-            session = Session.build(config, folder, STARTED, checkpoint)
+            session = Session.build(config, folder, _started(), checkpoint)
         if session.is_global_zero:
             print(f"run folder: {folder.path}", flush=True)
         session.fit(checkpoint)
@@ -62,6 +62,13 @@ def train(config: DictConfig) -> int:
     if session.is_global_zero:
         print(closing_lines(session.report.summary, folder))
     return session.stop.code or 0
+
+
+def _started() -> float:
+    """When the run began: with the process, its imports included; a sweep's later jobs when their turn came."""
+    from src.sweep import job_number
+
+    return time.time() if job_number() else STARTED
 
 
 @contextmanager

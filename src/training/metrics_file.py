@@ -53,6 +53,14 @@ class MetricsFile(Logger):
         self.rows = {at: row for at, row in self.rows.items() if at <= step}
 
     @rank_zero_only
+    def drop_figures(self, names: tuple[str, ...], after: int) -> None:
+        """Forget figures whose names begin so, behind step `after`: a resumed run reports again at its own end."""
+        self.rows = {
+            at: {name: value for name, value in row.items() if at <= after or not name.startswith(names)}
+            for at, row in self.rows.items()
+        }
+
+    @rank_zero_only
     def save(self) -> None:
         """Write the file whole; raises CannotSave."""
         columns = ["step", *dict.fromkeys(name for row in self.rows.values() for name in row if name != "step")]

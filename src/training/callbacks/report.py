@@ -18,6 +18,7 @@ from src.training.callbacks.reward_watch import RewardWatch
 from src.training.callbacks.validation import BestByValidation, load_weights
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, pictures
+from src.training.metrics_file import MetricsFile
 from src.training.module import BiCoTModule
 from src.training.pictures import sheet
 from src.training.provenance import git_commit, peak_memory, versions
@@ -79,6 +80,9 @@ class RunReport(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
         if self.folder.before.is_file():
             self.before = json.loads(self.folder.before.read_text(encoding="utf-8"))
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.drop_figures(("test/", *COSTS), after=0)
         else:
             self.before = self._evaluated(pl_module, "before")
             if trainer.is_global_zero:
@@ -99,11 +103,12 @@ class RunReport(Callback):
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
             self._sheet(pl_module, "after", after["means"])
-        _log_means(trainer, after)
         self._write_summary(trainer, after)
-        costs = {name: self.summary[name] for name in COSTS}
-        for logger in trainer.loggers:
-            logger.log_metrics(costs, step=trainer.global_step)
+        if self.stop.code is None:  # an interrupted run reports again at its real end
+            _log_means(trainer, after)
+            costs = {name: self.summary[name] for name in COSTS}
+            for logger in trainer.loggers:
+                logger.log_metrics(costs, step=trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
         """A run that was stopped between its last step and its report: nothing is left to train, only to report."""
