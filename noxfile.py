@@ -16,6 +16,9 @@ nox.options.reuse_venv = "yes"
 # Where nox keeps its environments; continuous integration wants fresh ones outside the checkout.
 nox.options.envdir = os.environ.get("PROJECT_ENVIRONMENTS") or ".nox"
 
+# Everything that a test would be skipped without.
+TEST_EXTRAS = ".[dev,browser,cluster,demo]"
+
 # Tiny models are fastest on one thread each.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -37,21 +40,21 @@ def _install(session: nox.Session, *what: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast suite."""
-    _install(session, "-e", ".[dev,browser]")
+    _install(session, "-e", TEST_EXTRAS)
     session.run("pytest", "-m", "not slow", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The tests marked slow, without those of `tests_faults`."""
-    _install(session, "-e", ".[dev,browser]")
+    _install(session, "-e", TEST_EXTRAS)
     session.run("pytest", "-m", "slow and not faults", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def tests_faults(session: nox.Session) -> None:
     """Runs that are broken on purpose, and go on: docs/RELIABILITY.md."""
-    _install(session, "-e", ".[dev]")
+    _install(session, "-e", TEST_EXTRAS)
     session.run("pytest", "-m", "faults", *session.posargs, env=ONE_THREAD)
 
 
@@ -66,7 +69,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Static types."""
-    _install(session, "-e", ".[dev]")
+    _install(session, "-e", TEST_EXTRAS)
     session.run("mypy", *session.posargs)
 
 
