@@ -56,8 +56,9 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     from yaml import YAMLError
 
     from src.cli_errors import explain, explain_yaml
-    from src.config import CONFIGS, UserError, register
+    from src.config import CONFIGS, UserError
     from src.config_checks import validate
+    from src.config_entries import register
 
     register()
     overrides = spelled_out(overrides)

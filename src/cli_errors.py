@@ -25,7 +25,8 @@ def config_keys(root: str = "config") -> list[str]:
     """All dotted keys of a root config's schema and of the schemas of its groups."""
     from dataclasses import fields, is_dataclass
 
-    from src.config import GROUP_SCHEMAS, ROOT_SCHEMAS
+    from src.config import GROUP_SCHEMAS
+    from src.config_entries import ROOT_SCHEMAS
 
     def walk(schema: type, prefix: str) -> list[str]:
         keys = []

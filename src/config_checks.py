@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import GROUP_SCHEMAS, ROOT_SCHEMAS, UserError
+from src.config import GROUP_SCHEMAS, UserError
+from src.config_entries import ROOT_SCHEMAS
 
 Check = tuple[Callable[[Any], bool], str]  # does the value hold, and what was expected
 

@@ -9,8 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config import CONFIGS, LoggerConfig, UserError, register
+from src.config import CONFIGS, LoggerConfig, UserError
 from src.config_checks import validate
+from src.config_entries import register
 
 if TYPE_CHECKING:
     from src.cli import Command

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.build import build_policy, engine_settings, rollout_settings
 from src.cli import compose
-from src.config import CONFIGS, ROOT, ROOT_SCHEMAS, EngineConfig, UserError
+from src.config import CONFIGS, ROOT, EngineConfig, UserError
 from src.config_checks import CHECKS, validate
+from src.config_entries import ROOT_SCHEMAS
 from src.policies.base import EngineSettings
 from src.values import Sampling
 

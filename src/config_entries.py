@@ -1,0 +1,233 @@
+"""The typed schema of every entry point but training, and the registration of all with Hydra's ConfigStore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from src.config import GROUP_SCHEMAS, ROOT, Config
+
+
+@dataclass
+class SamplingConfig:
+    """How pictures are drawn where no run says otherwise; configs/sampling has one file a model."""
+
+    guidance_scale: float = 5.0
+    max_plan_tokens: int = 256  # the end token included
+    plan_temperature: float = 1.0
+    image_temperature: float = 1.0
+    plan_top_k: int | None = None
+    plan_top_p: float | None = None
+    image_top_k: int | None = None
+    image_top_p: float | None = None
+
+
+@dataclass
+class PaintingConfig:
+    """Which model paints and how it samples, for the entry points that do."""
+
+    run: str | None = None  # a run folder: its model, its adapter, its sampling
+    adapter: str | None = None  # a PEFT folder for `model`
+    base: str | None = None  # where the base checkpoint is now, if it moved
+    model: Any = MISSING
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    temperature: float | None = None  # of both levels, as top_k and top_p
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float | None = None
+    max_plan_tokens: int | None = None
+
+
+@dataclass
+class GenerateConfig(PaintingConfig):
+    """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
+
+    prompts: Any = None  # one prompt, a list, or - for one a line on standard input
+    prompts_file: str | None = None  # .txt with one a line, or .jsonl records
+    rewards: Any = MISSING
+    n: int = 4  # pictures a prompt
+    best_of: int = 1  # candidates a picture, of which the best is kept
+    best_of_by: str | None = None  # the expert that chooses; null: the total of all
+    seed: int = 0
+    batch_size: int = 64  # pictures decoded at once
+    progress_bar: bool = True  # on a terminal
+    out: str | None = None  # null: outputs/generated-<time>
+    overwrite: bool = False
+
+
+@dataclass
+class DemoConfig(PaintingConfig):
+    """``python -m src.demo``: a page on 127.0.0.1; docs/DEMO.md. temperature, guidance_scale: where it starts."""
+
+    rewards: Any = MISSING
+    port: int = 7860
+    share: bool = False  # a public address through Gradio's servers
+    paint_every: int | None = None  # tokens between two looks at the picture; null: 16 looks a picture
+
+
+@dataclass
+class BenchmarkImagesConfig(PaintingConfig):
+    """``python -m src.benchmark_images``: a public benchmark's images, as its own scorer reads them."""
+
+    name: str | None = None  # geneval | t2i_compbench | wise | dpg | tiif
+    prompts: str | None = None  # file or folder of the user's copy; docs/BENCHMARKS.md
+    n: int | None = None  # images a prompt; null: what the scorer is made for
+    model_name: str = "model"  # of TIIF-Bench's paths
+    seed: int = 0
+    batch_size: int = 64  # pictures decoded at once
+    out: str | None = None
+
+
+@dataclass
+class ScoreGenevalConfig:
+    """``python -m src.score_geneval``: images in GenEval's layout, by its rules."""
+
+    images: str | None = None  # the folder of 00000, 00001, ...
+    out: str | None = None  # null: results.jsonl in `images`
+    detector: str | None = None  # a directory; null: detector_repository
+    detector_repository: str = "facebook/mask2former-swin-small-coco-instance"
+    clip: str | None = None  # a directory; null: clip_repository
+    clip_repository: str = "openai/clip-vit-large-patch14"
+    threshold: float = 0.3  # a detection's score must exceed it
+    counting_threshold: float = 0.9  # under the tag "counting"
+    max_objects: int = 16  # of a class
+    max_overlap: float = 1.0  # of two boxes of a class; 1: no suppression
+    position_threshold: float = 0.1  # of both boxes' sizes
+    samples: int | None = None  # images a prompt should have; null: benchmark.json's, else the most any has
+    allow_missing: bool = False  # score what is there
+    batch_size: int = 4  # images the detector sees at once
+    overwrite: bool = False
+
+
+@dataclass
+class ExportConfig:
+    """``python -m src.export``: of `run`, or of `adapter`."""
+
+    run: str | None = None  # a run folder
+    adapter: str | None = None  # a PEFT folder
+    base: str | None = None  # where the base checkpoint is now, if it moved
+    out: str | None = None
+    merge: bool = False
+    dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
+    layout: str = "transformers"  # of a whole checkpoint: transformers | original
+    overwrite: bool = False
+    base_repository: str | None = None  # the base's name on the hub; null: what the run or the cache says
+    license: str | None = None  # of the model card; null: the base's, where it is known
+    push_to_hub: bool = False
+    repo: str | None = None  # on the hub, as ORGANISATION/NAME
+    private: bool = True  # a new repository on the hub
+    register: bool = False  # a version of `registered_name` in MLflow's model registry
+    registered_name: str | None = None  # null: the run's name
+    tracking_uri: str | None = None  # null: the run's, else MLFLOW_TRACKING_URI, else sqlite:///<runs>/mlflow.db
+
+
+@dataclass
+class EvaluateConfig(PaintingConfig):
+    """``python -m src.evaluate``: base and trained models on the same prompts and noise; docs/EVALUATION.md."""
+
+    adapters: Any = None  # more models: run folders or PEFT folders: one, a list, or {name: folder}
+    data: Any = None  # null: the run's
+    rewards: Any = None  # null: the run's
+    prompts: Any = None  # instead of data; read off the command line as they are, as is prompts_file
+    prompts_file: str | None = None
+    kinds: list[str] | None = None  # only prompts of these task types
+    max_prompts: int | None = None  # the first so many of those; null: all
+    n: int = 4  # samples a prompt
+    seed: int | None = None  # null: the run's evaluation.seed, else 1234
+    batch_size: int = 128  # pictures decoded at once
+    embedding: str = "auto"  # diversity's: pixels, the name of an expert with an image tower, auto: that or pixels
+    resamples: int = 2000  # of the bootstrap
+    picture_prompts: int = 200  # prompts with pictures in report.html
+    out: str | None = None  # null: outputs/evaluated-<time>
+    overwrite: bool = False
+
+
+@dataclass
+class CompareConfig:
+    """``python -m src.compare``: runs of an MLflow experiment, of run folders, or both."""
+
+    # MLflow's experiment; `experiment=` on the command line, which Hydra itself takes for the group configs/experiment.
+    experiment_name: str | None = None
+    tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, else sqlite:///<root>/mlflow.db
+    root: str = "runs"
+    runs: Any = None  # a run folder, a folder of them, a run's name in the experiment, or a list of such
+    metric: str | None = None  # null: validation/reward, else the first of validation/*, reward
+    mode: str = "max"  # max | min: which value of the metric is the best
+    baseline: str | None = None  # a run's name: paired differences on the test prompts
+    out: str = "comparison"
+    overwrite: bool = False
+
+
+@dataclass
+class BenchmarkConfig:
+    """``python -m src.benchmark``."""
+
+    sizes: list[str] | None = None  # tiny | 1b | 7b; null: 1b and 7b on a GPU, tiny on a CPU
+    parts: list[str] = field(default_factory=lambda: ["image_step", "scaling", "ablation", "peers", "train_step"])
+    images: list[int] = field(default_factory=lambda: [16, 64])
+    scaling: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    group_size: int = 8
+    memory_gib: float = 40.0  # train_step is cut as a training run would cut it for a card of this size
+    rounds: int = 5
+    compile: bool = True  # time the compiled peer, too
+    kernels: str = "auto"
+    out: str | None = None  # null: experiments/rollout_speed
+
+
+@dataclass
+class ServeRewardsConfig:
+    """``python -m src.serve_rewards``: the experts of `rewards` behind HTTP; docs/SERVING.md."""
+
+    rewards: Any = MISSING
+    host: str = "127.0.0.1"  # 127.0.0.1 | 0.0.0.0 | ::; all but the first need a token
+    port: int = 8000
+    token_file: str | None = None  # null: the environment's BICOT_REWARDS_TOKEN, if set
+    accelerator: str = "auto"  # auto | cpu | cuda | mps
+    devices: Any = "auto"  # how many of them
+    workers: int = 1  # processes a device, each with the experts' weights
+    max_batch: int = 1  # requests that a worker scores together; 1: what is scored together never depends on others
+    batch_timeout: float = 0.01  # seconds to wait for further ones
+    timeout: float = 120.0  # seconds a request may wait for a worker
+    max_images: int = 1024  # in one request
+    max_pixels: int = 134_217_728  # of all pictures of a request together
+    max_bytes: int = 268_435_456  # of a request
+    log_level: str = "warning"
+
+
+@dataclass
+class UploadConfig:
+    """``python -m src.upload_metrics``."""
+
+    run: str | None = None  # a run folder
+    tracking_uri: str | None = None  # null: the one the run was logged to, else as logger=mlflow chooses
+    experiment: str | None = None  # null: the run's
+
+
+# The schema under each root config of configs/, by file name.
+ROOT_SCHEMAS: dict[str, type] = {
+    "config": Config,
+    "generate": GenerateConfig,
+    "demo": DemoConfig,
+    "benchmark_images": BenchmarkImagesConfig,
+    "score_geneval": ScoreGenevalConfig,
+    "export": ExportConfig,
+    "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
+    "serve_rewards": ServeRewardsConfig,
+    "compare": CompareConfig,
+    "upload_metrics": UploadConfig,
+}
+
+
+def register() -> None:
+    """Put the schema into Hydra's ConfigStore and the ``${root:}`` resolver into OmegaConf; idempotent."""
+    store = ConfigStore.instance()
+    for name, schema in ROOT_SCHEMAS.items():
+        store.store(name="schema" if name == "config" else f"{name}_schema", node=schema)
+    for group, schema in GROUP_SCHEMAS.items():
+        store.store(group=group, name="schema", node=schema)
+    store.store(group="sampling", name="schema", node=SamplingConfig)
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
