@@ -63,11 +63,13 @@ def facts_of(config: Any, chosen: dict[str, Any]) -> dict[str, Any]:
     def full(path: str | None) -> str | None:
         return None if path is None else str(Path(path).expanduser().resolve())
 
+    from src.export import find_run
+
     model = chosen["model"]
     return {
         "model": full(model.get("path")) or model.get("repository"),
         "adapter": full(model.get("adapter")),
-        "run": full(config.run),
+        "run": None if config.run is None else full(str(find_run(config.run))),
         "sampling": chosen["sampling"],
     }
 
@@ -127,7 +129,7 @@ COMMAND = cli.Command(
     keys=(
         "name=geneval | t2i_compbench | wise | dpg | tiif",
         "prompts=PATH                      your copy of the benchmark's prompts; docs/BENCHMARKS.md",
-        "run=DIR | adapter=DIR             what was trained; neither: the base model",
+        "run=NAME | run=DIR | adapter=DIR  what was trained; neither: the base model",
         "n seed batch_size temperature guidance_scale max_plan_tokens model_name",
         "out=DIR                           where to; what is there already is not painted again",
     ),

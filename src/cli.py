@@ -92,7 +92,7 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
-        print("interrupted before anything was trained", file=sys.stderr)
+        print("interrupted" + (" before anything was trained" if command.name == "train" else ""), file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
-from src.export import checkpoint_of_model, holds_run, nearest_run, run_config, source_of_run
+from src.export import checkpoint_of_model, find_run, holds_run, nearest_run, run_config, source_of_run
 from src.generate import sampling_asked_for, sampling_of_run
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def locate(config: DictConfig) -> Field:
     """
     from src.build import plain
 
-    found = [] if config.run is None else [_run(None, Path(config.run).expanduser(), config.base)]
+    found = [] if config.run is None else [_run(None, find_run(config.run), config.base)]
     given = [*_named(config.adapter), *_named(plain(config.adapters))]
-    found += [_trained(name, Path(text).expanduser(), config.base) for name, text in given]
+    found += [_trained(name, find_run(text), config.base) for name, text in given]
     contestants = (Contestant(BASE), *(contestant for contestant, _ in found))
     _check_names(contestants)
     run = next((contestant.run for contestant, _ in found if contestant.run is not None), None)

@@ -248,7 +248,7 @@ COMMAND = cli.Command(
     config="evaluate",
     groups=("model", "data", "rewards"),
     keys=(
-        "run=DIR                           what it trained beside its base, on its test prompts, by its experts",
+        "run=NAME | run=DIR                what it trained beside its base, on its test prompts, by its experts",
         "adapter=DIR adapters=[DIR,...]    more: run folders or PEFT folders; {name: DIR} names them",
         "data=... rewards=...              other prompts (their test part), other experts",
         'prompts="..." prompts_file=PATH   prompts instead of data, as in src.generate',

@@ -107,13 +107,6 @@ def run_stamp() -> str:
     return os.environ[STAMP]
 
 
-def last_checkpoint(folder: RunFolder) -> str:
-    """Where a failed run can be resumed from, in words."""
-    if folder.last_checkpoint.is_file():
-        return f"the last good checkpoint is {folder.last_checkpoint}"
-    return "no checkpoint was written yet"
-
-
 def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
     """What improved and where things are."""
     lines = [""]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import cli
@@ -25,13 +24,14 @@ def upload(config: DictConfig) -> int:
     to metrics.csv alone, gets an MLflow run of its own. Not for a run that is still going on: it may be writing the
     same.
     """
+    from src.export import find_run
     from src.loggers.mlflow_journal import write_journal
     from src.loggers.store import locate_store
     from src.training.run_folder import RunFolder
 
     if config.run is None:
         raise UserError("run: expected a run folder, as in run=runs/bicot_lora-20260101-120000")
-    folder = RunFolder(Path(config.run))
+    folder = RunFolder(find_run(config.run))
     rows = metric_rows(folder)
     journal = journal_of(folder)
     experiment = config.experiment or journal.experiment
@@ -68,10 +68,12 @@ def metric_rows(folder: RunFolder) -> list[Metric]:
     Raises:
         UserError: if there is no such file.
     """
+    from src.export import nearest_run
     from src.training.metrics_file import MetricsFile
 
     if not folder.metrics.is_file():
-        raise UserError(f"run={folder.path}: no metrics.csv there; give a run folder of src.train")
+        near = nearest_run(folder.path)
+        raise UserError(f"run={folder.path}: no metrics.csv there; give a run folder of src.train.{near}")
     stamp = int(folder.metrics.stat().st_mtime * 1000)
     return [
         (name, float(value), stamp, step)

@@ -64,6 +64,16 @@ def test_a_run_paints_with_what_it_learned(tmp_path: Path) -> None:
     assert run(*asked, f"out={tmp_path / 'run'}") == cli.EXIT_WRONG_INPUT
 
 
+def test_a_run_by_name_is_kept_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(lora_run().path)
+    copy = COPIES["wise"](tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    assert run("name=wise", f"prompts={copy}", "run=mine", "out=out") == 0
+    assert json.loads((tmp_path / "out/benchmark.json").read_text())["run"] == str(lora_run().path.resolve())
+    assert run("name=wise", f"prompts={copy}", "run=runs/mine", "out=out") == 0, "the same run, written otherwise"
+
+
 def test_interrupted_it_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -308,13 +308,32 @@ def test_wrong_input_gives_one_message_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_go_by_their_names_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    for name, source in (("mine", lora_run()), ("whole", full_run())):
+        (tmp_path / "runs" / name).mkdir()
+        for entry in source.path.iterdir():
+            (tmp_path / "runs" / name / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "run=mine", "adapters=[whole]", "n=1", "max_prompts=1", "out=out") == 0
+    models = summary(tmp_path / "out")["models"]
+    assert [(model["name"], model["run"]) for model in models] == [
+        ("base", None),
+        ("mine", "runs/mine"),
+        ("whole", "runs/whole"),
+    ]
+
+
+def test_an_interrupt_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("src.evaluation.report_html.report", interrupted)
     asked = ("prompts=two green squares", "rewards=shapes", "n=1", "max_prompts=1")
     assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,8 @@ from html import escape
 
 from src.evaluation.bootstrap import Estimate
 
-WIDTH, LABEL, FIGURE, ROW, TOP = 760, 230, 170, 22, 26
+# In px: labels at least, axis, figures, a letter of the page's 12 px text with room to spare, a row, the title.
+LABEL, AXIS, FIGURE, LETTER, ROW, TOP = 230, 360, 170, 7.5, 22, 26
 COLOURS = ("#7d8b96", "#1f86b5", "#c2571a", "#2e7d4f", "#8b3fa0", "#a8842c", "#b3264a", "#3949ab")
 
 
@@ -27,9 +28,11 @@ def forest(title: str, groups: Sequence[tuple[str, Sequence[Line]]], zero: bool 
     if not lines:
         return ""
     low, high = _range([line.estimate for line in lines], zero)
+    left = max(LABEL, 28 + LETTER * max(len(line.label) for line in lines))
+    width = left + AXIS + FIGURE
 
     def place(value: float) -> float:
-        return LABEL + (value - low) / (high - low) * (WIDTH - LABEL - FIGURE)
+        return left + (value - low) / (high - low) * AXIS
 
     parts, y = [], TOP
     for name, group in groups:
@@ -38,12 +41,12 @@ def forest(title: str, groups: Sequence[tuple[str, Sequence[Line]]], zero: bool 
         parts.append(f'<text x="0" y="{y + 14}" class="group">{escape(name)}</text>')
         y += ROW
         for line in group:
-            parts.append(_drawn(line, y, place(line.estimate.value), _ends(line.estimate, place)))
+            parts.append(_drawn(line, y, width, place(line.estimate.value), _ends(line.estimate, place)))
             y += ROW
     axis = "".join(_tick(place(value), value, y) for value in (low, (low + high) / 2, high))
     mark = f'<line x1="{place(0):.1f}" x2="{place(0):.1f}" y1="{TOP}" y2="{y}" class="zero"/>' if zero else ""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {y + 24}" role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {width:g} {y + 24}" style="max-width:{width:g}px" role="img" aria-label="{escape(title)}">'
         f'<text x="0" y="14" class="title">{escape(title)}</text>{mark}{"".join(parts)}{axis}</svg>'
     )
 
@@ -55,7 +58,7 @@ def written(estimate: Estimate) -> str:
     return f"{estimate.value:z.3f} [{estimate.low:z.3f}, {estimate.high:z.3f}]"
 
 
-def _drawn(line: Line, y: int, x: float, ends: tuple[float, float] | None) -> str:
+def _drawn(line: Line, y: int, width: float, x: float, ends: tuple[float, float] | None) -> str:
     colour, middle = COLOURS[line.colour % len(COLOURS)], y + ROW // 2
     bar = ""
     if ends is not None:
@@ -66,7 +69,7 @@ def _drawn(line: Line, y: int, x: float, ends: tuple[float, float] | None) -> st
     return (
         f'<text x="14" y="{middle + 4}">{escape(line.label)}</text>{bar}'
         f'<circle cx="{x:.1f}" cy="{middle}" r="4.5" fill="{colour}"/>'
-        f'<text x="{WIDTH}" y="{middle + 4}" text-anchor="end">{escape(written(line.estimate))}</text>'
+        f'<text x="{width:g}" y="{middle + 4}" text-anchor="end">{escape(written(line.estimate))}</text>'
     )
 
 

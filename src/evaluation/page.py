@@ -9,7 +9,7 @@ body { margin: 0 auto; max-width: 1240px; padding: 24px; font: 15px/1.45 system-
   color: var(--ink); background: var(--paper); }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 32px 0 8px; }
 p, dl { color: var(--soft); margin: 0 0 8px; } code { font-size: 13px; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; max-width: 820px; height: auto; margin: 8px 0 20px; }
+svg { display: block; width: 100%; height: auto; margin: 8px 0 20px; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .title { font-size: 14px; font-weight: 600; }
 svg .group { font-weight: 600; fill: var(--soft); } svg .axis { stroke: var(--soft); }
 svg .zero { stroke: var(--soft); stroke-dasharray: 4 4; }

@@ -77,6 +77,16 @@ def test_a_plot_puts_estimate_and_interval_where_they_belong() -> None:
     assert forest("t", [("k", [])]) == ""
 
 
+def test_a_long_label_ends_before_the_plot_begins() -> None:
+    """A pair of runs by their default names, drawn in 12 px text: 6.8 px a letter (headless Chromium)."""
+    label = "bicot_lora-20261124-090308 \u2212 bicot_lora-20261124-090236"
+    svg = forest("t", [("k", [Line(label, Estimate(0.0, -1.0, 1.0, 9, 9), 0)])])
+    left = min(float(part.split('"')[0]) for part in svg.split('class="axis"')[0].split('x1="')[1:])
+    assert left > 14 + 6.8 * len(label)
+    width = float(svg.split('viewBox="0 0 ')[1].split()[0])
+    assert max(float(part.split('"')[0]) for part in svg.split('x2="')[1:]) < width
+
+
 def test_numbers_as_text() -> None:
     assert written(Estimate(0.5, 0.25, 0.75, 9, 9)) == "0.500 [0.250, 0.750]"
     assert written(Estimate(-0.0001, -0.0002, 0.0, 9, 9)) == "0.000 [0.000, 0.000]"

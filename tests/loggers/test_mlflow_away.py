@@ -164,7 +164,16 @@ def test_a_run_begun_without_a_server_is_uploaded_as_a_whole(
     assert stored(server, journal(bare)["uploaded"][server.url]) == expected(run)
 
 
-def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").touch()
+    assert cli.run(COMMAND, ["run=mime"]) == 2
+    assert "Did you mean runs/mine?" in capsys.readouterr().err
+    assert cli.run(COMMAND, ["run=mine"]) == 2
+    assert "run=runs/mine: no metrics.csv there" in capsys.readouterr().err, "by its name below runs/"
     assert cli.run(COMMAND, [f"run={tmp_path}"]) == 2
     assert f"run={tmp_path}: no metrics.csv there" in capsys.readouterr().err
     assert cli.run(COMMAND, []) == 2
