@@ -47,7 +47,7 @@ def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05, bad: Ba
 def read_prompt_file(path: Path, bad: BadLines | None = None) -> list[PromptRecord]:
     """The records of a JSONL file, or of a .txt file with a prompt a line; raises PromptDataError for other names."""
     kind = path.suffix.lower()
-    if kind not in (".jsonl", ".txt"):
+    if path.exists() and kind not in (".jsonl", ".txt"):
         raise PromptDataError(f"{path}: the name says nothing of its format; expected {KINDS}")
     return read_text(path, bad) if kind == ".txt" else read_jsonl(path, bad)
 

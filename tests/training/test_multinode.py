@@ -12,9 +12,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
 from src.cli import compose
 from src.launched import agreed
+from src.train import STAMP
 from tests.training.runs import (
     environment,
     metrics_rows,
@@ -38,6 +40,13 @@ def launched(world: Path, run: Path | None, *flags: str, **settings: Any) -> lis
     """The command line under torchrun, which says how many processes there are."""
     words = [word for word in overrides(world, run, **settings) if not word.startswith("trainer.devices")]
     return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "src.train", *words]
+
+
+@pytest.fixture(autouse=True)
+def own_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that is told it is rank 3 tells all of this process; and a stamp of earlier runs is not this one's."""
+    monkeypatch.setattr(rank_zero_only, "rank", getattr(rank_zero_only, "rank", 0))
+    monkeypatch.delenv(STAMP, raising=False)
 
 
 @pytest.mark.parametrize(
