@@ -13,7 +13,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import src  # noqa: F401, I001 (before the packages it mends)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 import subprocess
 import sys
@@ -33,6 +33,17 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_of_launchers() -> Iterator[None]:
+    """Lightning's launchers write ranks and ports into this process's environment, and may leave a process group."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
