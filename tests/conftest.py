@@ -38,9 +38,9 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_left_of_launchers() -> Iterator[None]:
     """Lightning's launchers write ranks and ports into this process's environment, and may leave a process group."""
-    before = dict(os.environ)
+    before, had_group = dict(os.environ), torch.distributed.is_initialized()  # a module may have one of its own
     yield
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() and not had_group:
         torch.distributed.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
