@@ -54,7 +54,13 @@ class Server:
     def start(self) -> Server:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                self.command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                self.command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # Tests that a shell runs in the background hand down that Ctrl-C is to be ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         deadline = time.monotonic() + READY
         while self.request("GET", "/health")[0] != 200:

@@ -83,6 +83,8 @@ class RunReport(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.drop_figures(("test/", *COSTS), after=0)
+                    # A kill may have come between before.json and the first rows on disk.
+                    logger.log_metrics(_means(self.before), step=0)
         else:
             self.before = self._evaluated(pl_module, "before")
             if trainer.is_global_zero:
@@ -179,9 +181,14 @@ class RunReport(Callback):
             write_json(self.folder.summary, self.summary)
 
 
+def _means(report: dict[str, Any]) -> dict[str, float]:
+    """A report's means under the names they have at the loggers."""
+    return {f"test/{name}": value for name, value in report["means"].items()}
+
+
 def _log_means(trainer: L.Trainer, report: dict[str, Any]) -> None:
     """The report's means to the loggers, as ``test/<figure>`` at the step the training stands at."""
-    figures = {f"test/{name}": value for name, value in report["means"].items()}
+    figures = _means(report)
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=trainer.global_step)
 
