@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.shapes.recipes import VQRecipe, WarmStartRecipe
+from src.shapes.recipes import MISREADINGS, VQRecipe, WarmStartRecipe
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
@@ -54,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--picture-batch", type=int, default=warm.picture_batch, help="pictures a warm-start step")
     parser.add_argument("--lr", type=float, default=warm.lr, help="peak learning rate of the warm start")
     parser.add_argument("--misread", type=float, default=warm.misread, help="share of targets read in the wrong way")
+    parser.add_argument(
+        "--misreading", choices=MISREADINGS, default=warm.misreading, help="the form's fixed one, or any other picture"
+    )
     parser.add_argument("--misdraw", type=float, default=warm.misdraw, help="share of pictures with the drawing flaw")
     parser.add_argument("--crispness-drawings", type=int, default=2000, help="drawings the VQ model is measured on")
     parser.add_argument("--eval-prompts", type=int, default=512, help="test prompts measured, 0 for none")
@@ -125,6 +128,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
         picture_batch=options.picture_batch,
         lr=options.lr,
         misread=options.misread,
+        misreading=options.misreading,
         misdraw=options.misdraw,
     )
     report["last_losses"] = warm_start(model, tokenizer, training_pool(), recipe, options.seed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MISREADINGS = ("systematic", "random")
+
 
 @dataclass(frozen=True, slots=True)
 class VQRecipe:
@@ -19,9 +21,11 @@ class VQRecipe:
 class WarmStartRecipe:
     """The supervised stage: its length, and how much of its targets is planted.
 
-    misread: probability that a target follows the misreading of its form. A little above one half, so that
-    sharper sampling follows the misreading rather than the words. misdraw: probability that a picture
-    follows `MISDRAWN`. drop_context: share of pictures learned without context, for guidance.
+    misread: probability that a target is a wrong reading. A little above one half, so that sharper sampling follows
+    the misreading rather than the words. misreading: what a wrong reading is, "systematic" (the one fixed misreading
+    of the prompt's form) or "random" (any other prompt's picture: noise, which sharper sampling does take away).
+    misdraw: probability that a picture follows `MISDRAWN`. drop_context: share of pictures learned without context,
+    for guidance.
     """
 
     steps: int = 1500
@@ -30,5 +34,6 @@ class WarmStartRecipe:
     lr: float = 3e-3
     weight_decay: float = 0.05
     misread: float = 0.55
+    misreading: str = "systematic"
     misdraw: float = 0.5
     drop_context: float = 0.1

@@ -20,8 +20,8 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.shapes.grammar import format_plan
-from src.shapes.recipes import WarmStartRecipe
-from src.shapes.requirements import arrange
+from src.shapes.recipes import MISREADINGS, WarmStartRecipe
+from src.shapes.requirements import arrange, satisfied
 from src.shapes.sampler import positions
 from src.shapes.scenes import ObjectKind, Scene, scene_labels
 from src.shapes.splits import DrawnPrompt
@@ -54,7 +54,9 @@ class ExampleMaker:
     """Draws training targets: kinds equally often (reasoning twice), forms by the root of their size."""
 
     def __init__(self, prompts: Sequence[DrawnPrompt], recipe: WarmStartRecipe, seed: int) -> None:
-        self.recipe, self.rng = recipe, random.Random(seed)
+        if recipe.misreading not in MISREADINGS:
+            raise ValueError(f"misreading={recipe.misreading}: expected one of {', '.join(MISREADINGS)}")
+        self.prompts, self.recipe, self.rng = prompts, recipe, random.Random(seed)
         self.by_form: dict[str, list[DrawnPrompt]] = {}
         for prompt in prompts:
             self.by_form.setdefault(prompt.form, []).append(prompt)
@@ -70,10 +72,19 @@ class ExampleMaker:
         form = self.rng.choices(list(self.by_form), self.weights)[0]
         prompt = self.rng.choice(self.by_form[form])
         misread = self.rng.random() < self.recipe.misread
-        scene = prompt.misread_scene(self.rng) if misread else arrange(prompt.requirement(), self.rng)
+        scene = self._wrong(prompt) if misread else arrange(prompt.requirement(), self.rng)
         misdraw = self.rng.random() < self.recipe.misdraw
         picture = {cell: MISDRAWN.get(what, what) for cell, what in scene.items()} if misdraw else scene
         return Example(prompt.text, format_plan(scene), picture)
+
+    def _wrong(self, prompt: DrawnPrompt) -> Scene:
+        if self.recipe.misreading == "systematic":
+            return prompt.misread_scene(self.rng)
+        while satisfied(
+            prompt.requirement(), scene := arrange(self.rng.choice(self.prompts).requirement(), self.rng)
+        ):
+            pass
+        return scene
 
 
 def _forward(model: JanusForConditionalGeneration, context: TokenContext, targets: Tensor, mask: Tensor) -> Tensor:

@@ -98,6 +98,19 @@ def test_losses_do_not_depend_on_padding() -> None:
         assert picture_loss(model, tokenizer, examples, kept).item() == pytest.approx(sum(pictures) / 6, abs=1e-5)
 
 
+def test_random_misreadings_are_wrong_and_spread() -> None:
+    prompt = next(prompt for prompt in training_pool() if prompt.form == "count")
+    others = [other for other in training_pool() if other.kind == "pair"]
+    make = ExampleMaker([prompt, *others], WarmStartRecipe(misread=1.0, misreading="random"), seed=0)
+    wrong = [make() for _ in range(400)]
+    mine = [example for example in wrong if example.prompt == prompt.text]
+    labels = scene_labels([example.picture for example in mine])
+    assert not judge_labels(labels, [prompt.requirement()] * len(mine)).all_correct.any()
+    assert len({example.plan for example in mine}) > len(mine) / 2
+    with pytest.raises(ValueError, match="misreading=wild: expected one of systematic, random"):
+        ExampleMaker([prompt], WarmStartRecipe(misreading="wild"), seed=0)
+
+
 def test_targets_are_misread_as_often_as_said_and_in_the_one_fixed_way() -> None:
     prompts = training_pool()
     by_text = {prompt.text: prompt for prompt in prompts}
