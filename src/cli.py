@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 EXIT_WRONG_INPUT = 2
@@ -20,7 +20,8 @@ class Command:
     """An entry point as the command line sees it.
 
     `about` and `examples` are what ``--help`` shows; `config` is the root config's name; `groups` those whose
-    options are listed. `task` takes the validated config and returns the exit code.
+    options are listed. `task` takes the validated config and returns the exit code. `own_words` are keys a user writes
+    under another name than the config has them by.
     """
 
     name: str
@@ -31,16 +32,19 @@ class Command:
     groups: Sequence[str] = ("experiment", "model", "rewards", "data", "algorithm", "trainer", "logger")
     keys: Sequence[str] = ()
     sweeps: bool = False
+    own_words: Mapping[str, str] = field(default_factory=dict)
 
 
 # Keys that became nodes, and what their short form means.
 SHORT_FOR = {"resume": "resume.path"}
+# To Hydra the word is the group configs/experiment; commands that mean MLflow's experiment have it by another name.
+MLFLOW_EXPERIMENT = {"experiment": "experiment_name"}
 
 
-def spelled_out(overrides: Sequence[str]) -> list[str]:
-    """The overrides with each short form (``resume=auto``) as the key it is short for."""
+def spelled_out(overrides: Sequence[str], words: Mapping[str, str] = SHORT_FOR) -> list[str]:
+    """The overrides with each key of `words` as the one it stands for (``resume=auto`` is ``resume.path=auto``)."""
     parts = [word.partition("=") for word in overrides]
-    return ["".join((SHORT_FOR.get(key, key) if sign else key, sign, value)) for key, sign, value in parts]
+    return ["".join((words.get(key, key) if sign else key, sign, value)) for key, sign, value in parts]
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
@@ -83,6 +87,7 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         overrides, flags = split_flags(given)
+        overrides = spelled_out(overrides, command.own_words)
         if "--cfg" in flags:
             return _show(compose(overrides, command.config))
         if "-m" in flags:

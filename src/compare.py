@@ -123,11 +123,6 @@ def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, ListConfig) else [value]
 
 
-def own_words(arguments: Sequence[str]) -> list[str]:
-    """``experiment=`` as the config has it: to Hydra the word is the group configs/experiment."""
-    return [f"experiment_name={word[11:]}" if word.startswith("experiment=") else word for word in arguments]
-
-
 COMMAND = cli.Command(
     name="compare",
     about="Compare runs side by side: what differs in their configs, what they reached, what they cost.",
@@ -147,12 +142,13 @@ COMMAND = cli.Command(
         "baseline=RUN               paired differences to this run on the test prompts",
         "out=DIR                    where to; overwrite=true replaces what is there",
     ),
+    own_words=cli.MLFLOW_EXPERIMENT,
 )
 
 
 def main() -> int:
     """Entry point."""
-    return cli.run(COMMAND, own_words(sys.argv[1:]))
+    return cli.run(COMMAND)
 
 
 if __name__ == "__main__":

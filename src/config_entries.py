@@ -203,7 +203,7 @@ class UploadConfig:
 
     run: str | None = None  # a run folder
     tracking_uri: str | None = None  # null: the one the run was logged to, else as logger=mlflow chooses
-    experiment: str | None = None  # null: the run's
+    experiment_name: str | None = None  # `experiment=` on the command line; null: the run's
 
 
 # The schema under each root config of configs/, by file name.

@@ -34,7 +34,7 @@ def upload(config: DictConfig) -> int:
     folder = RunFolder(find_run(config.run))
     rows = metric_rows(folder)
     journal = journal_of(folder)
-    experiment = config.experiment or journal.experiment
+    experiment = config.experiment_name or journal.experiment
     store = locate_store(config.tracking_uri or journal.tracking_uri, folder.path.parent, key="tracking_uri")
     if store.unreachable is not None:
         raise UserError(f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable})")
@@ -133,6 +133,7 @@ COMMAND = cli.Command(
         "tracking_uri=URI                      MLflow's; else the one the run was logged to",
         "experiment=NAME                       else the run's",
     ),
+    own_words=cli.MLFLOW_EXPERIMENT,
 )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from src import cli
 from src.build import plain
-from src.compare import COMMAND, own_words
+from src.compare import COMMAND
 from src.loggers.facts import RunFacts, run_parameters
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
 from src.training.run_folder import RunFolder
@@ -18,7 +18,7 @@ from tests.tiny_run import run_config
 
 
 def run(*words: str) -> int:
-    return cli.run(COMMAND, own_words(words))
+    return cli.run(COMMAND, words)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def with_steps(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """Each row's step, from the moments at which metrics.csv grew; rows before the first and after the last go."""
     moments = [
         (row["seconds"], row["steps_on_disk"])
-        for before, row in zip(rows, rows[1:], strict=False)
+        for before, row in pairwise(rows)
         if row["steps_on_disk"] > before["steps_on_disk"]
     ]
     at, steps = zip(*moments, strict=True)

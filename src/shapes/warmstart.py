@@ -80,9 +80,7 @@ class ExampleMaker:
     def _wrong(self, prompt: DrawnPrompt) -> Scene:
         if self.recipe.misreading == "systematic":
             return prompt.misread_scene(self.rng)
-        while satisfied(
-            prompt.requirement(), scene := arrange(self.rng.choice(self.prompts).requirement(), self.rng)
-        ):
+        while satisfied(prompt.requirement(), scene := arrange(self.rng.choice(self.prompts).requirement(), self.rng)):
             pass
         return scene
 

@@ -73,8 +73,8 @@ def journal(run: Path) -> dict[str, Any]:
     return json.loads((run / "mlflow.json").read_text())
 
 
-def upload(run: Path, server: MLflowServer) -> int:
-    return cli.run(COMMAND, [f"run={run}", f"tracking_uri={server.url}"])
+def upload(run: Path, server: MLflowServer, *more: str) -> int:
+    return cli.run(COMMAND, [f"run={run}", f"tracking_uri={server.url}", *more])
 
 
 def run_with_a_server_killed(world: Path, run: Path, server: MLflowServer, log: Path) -> Ended:
@@ -165,8 +165,11 @@ def test_a_run_begun_without_a_server_is_uploaded_as_a_whole(
     bare = tmp_path / "bare"
     shutil.copytree(run, bare)
     (bare / "mlflow.json").unlink()
-    assert upload(bare, server) == 0
-    assert stored(server, journal(bare)["uploaded"][server.url]) == expected(run)
+    assert upload(bare, server, "experiment=elsewhere") == 0
+    run_id = journal(bare)["uploaded"][server.url]
+    assert stored(server, run_id) == expected(run)
+    joined = "experiments e join runs r on r.experiment_id = e.experiment_id where r.run_uuid = ?"
+    assert query(server, f"select e.name from {joined}", run_id) == [("elsewhere",)]
 
 
 def test_what_is_no_run_is_named(
