@@ -42,6 +42,7 @@ def run_row(arm: str, folder: Path, figures: Sequence[str]) -> dict[str, Any]:
     row = {"arm": arm, **{name: summary[name] for name in names}}
     row |= {f"{kind}_after": found["after"][FIGURE] for kind, found in summary["by_kind"].items()}
     row |= {name: summary.get(name, "") for name in figures}
+    row["reward_warnings"] = " / ".join(map(str, summary["reward_warnings"]))
     history = read_run(folder).history
     row |= {name: series[-1][1] for name in ("plan/kl", "image/kl", "plan/entropy") if (series := history(name))}
     costs = ("seconds_per_step", "seconds_total", "hardware", "git_commit")

@@ -37,11 +37,13 @@ SETTINGS = "study.json"  # in a run's folder: what it was started with
 class Arm:
     """One setting that is compared: its name in tables, and what it changes of the main job.
 
-    `overrides` come after `COMMON`; an ``experiment=`` among them takes the main job's place.
+    `overrides` come after `COMMON`; an ``experiment=`` among them takes the main job's place. `steps` are the study's
+    unless the arm is about them.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
+    steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def settings(arm: Arm, seed: int, steps: int) -> list[str]:
     """The overrides that make a run what it is; where it lives is not among them."""
     own = any(override.startswith("experiment=") for override in arm.overrides)
     common = [override for override in COMMON if not (own and override.startswith("experiment="))]
-    return [*common, *arm.overrides, f"trainer.max_steps={steps}", f"run.seed={seed}"]
+    return [*common, *arm.overrides, f"trainer.max_steps={arm.steps or steps}", f"run.seed={seed}"]
 
 
 def finished(folder: Path) -> bool:
@@ -122,8 +124,8 @@ def upload(study: Study, folders: Sequence[Path]) -> None:
     print(f"mlflow ui --backend-store-uri {store}    # experiment study_{study.name}")
 
 
-def main(study: Study) -> None:
-    """The command line of a study."""
+def main(study: Study) -> argparse.Namespace:
+    """The command line of a study; returns its options."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{study.name}.study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=study.steps, help="optimiser steps of every run")
@@ -151,3 +153,4 @@ def main(study: Study) -> None:
     report({name: folders for name, folders in arms.items() if folders}, study.baseline, study.figures, options.out)
     if not options.no_mlflow:
         upload(study, [folder for folders in arms.values() for folder in folders])
+    return options

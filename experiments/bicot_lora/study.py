@@ -33,7 +33,12 @@ def train(seed: int, folder: Path, overrides: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def grid(adapter: Path | None, overrides: Sequence[str]) -> Iterator[dict[str, object]]:
+def grid(
+    adapter: Path | None,
+    overrides: Sequence[str],
+    temperatures: Sequence[float] = TEMPERATURES,
+    scales: Sequence[float] = GUIDANCE,
+) -> Iterator[dict[str, object]]:
     """All-correct and reward on the test prompts for each temperature (both levels) and guidance scale."""
     from src import build
     from src.cli import compose
@@ -46,7 +51,7 @@ def grid(adapter: Path | None, overrides: Sequence[str]) -> Iterator[dict[str, o
     config = compose(["experiment=bicot_lora", *chosen, *overrides])
     data, rewards, policy = build.build_data(config), build.build_rewards(config), build.build_policy(config)
     settings, decoder = build.evaluation_settings(config), policy.decoder()
-    for temperature, guidance in product(TEMPERATURES, GUIDANCE):
+    for temperature, guidance in product(temperatures, scales):
         sampling = replace(settings.rollout, plan=Sampling(temperature), image=Sampling(temperature, guidance))
         result = evaluate(policy, decoder, rewards, data.test_records, replace(settings, rollout=sampling), "test")
         kinds = {f"all_correct/{kind}": figures["all_correct"] for kind, figures in result.by_kind().items()}
