@@ -1,4 +1,4 @@
-"""One process of a run: ``python ddp_worker.py OUT WORLD KIND [STRATEGY]``.
+"""One process of a run: ``python ddp_worker.py OUT WORLD KIND [STRATEGY [ACCELERATOR]]``.
 
 Writes what it saw to OUT/<KIND>-<WORLD>-<rank>.pt.
 """
@@ -35,7 +35,7 @@ class Recorder(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         found = {n: p.grad for n, p in pl_module.policy.named_parameters() if p.grad is not None}
-        self.gradients.append({name: whole(gradient).clone() for name, gradient in found.items()})
+        self.gradients.append({name: whole(gradient).cpu().clone() for name, gradient in found.items()})
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
@@ -71,11 +71,11 @@ def module_of(kind: str) -> BiCoTModule:
     return toy_module(split_levels=kind == "split", **settings)
 
 
-def main(out: Path, world: int, kind: str, strategy: str) -> None:
+def main(out: Path, world: int, kind: str, strategy: str, accelerator: str = "cpu") -> None:
     module = module_of(kind)
     recorder = Recorder()
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=world,
         strategy=ShardedStrategy() if strategy == "fsdp" else strategy,
         max_steps=3,
@@ -89,7 +89,7 @@ def main(out: Path, world: int, kind: str, strategy: str) -> None:
     )
     GroupedRolloutLoop.install(trainer)
     trainer.fit(module, datamodule=PromptDataModule(out / "prompts", prompts_per_step=4))
-    weights = {name: whole(value).clone() for name, value in module.policy.state_dict().items()}
+    weights = {name: whole(value).cpu().clone() for name, value in module.policy.state_dict().items()}
     torch.save(
         (recorder.ids, recorder.gradients, weights, recorder.figures), out / f"{kind}-{world}-{trainer.global_rank}.pt"
     )
@@ -97,4 +97,5 @@ def main(out: Path, world: int, kind: str, strategy: str) -> None:
 
 if __name__ == "__main__":
     processes = int(sys.argv[2])
-    main(Path(sys.argv[1]), processes, sys.argv[3], sys.argv[4] if processes > 1 else "auto")
+    chosen, accelerator = (sys.argv[4:] + ["auto", "cpu"][len(sys.argv) - 4 :])[:2]
+    main(Path(sys.argv[1]), processes, sys.argv[3], chosen if processes > 1 else "auto", accelerator)

@@ -24,11 +24,14 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], A
     return recorded(out, "toy", 1) | recorded(out, "toy", 2)
 
 
-def recorded(out: Path, kind: str, world: int, strategy: str = "ddp") -> dict[tuple[int, int], Any]:
+def recorded(
+    out: Path, kind: str, world: int, strategy: str = "ddp", accelerator: str = "cpu"
+) -> dict[tuple[int, int], Any]:
     """What each process of a run of `ddp_worker` saw."""
     if not (out / "prompts").exists():
         write_prompts(out / "prompts")
-    done = run_process([sys.executable, "-m", "tests.training.ddp_worker", str(out), str(world), kind, strategy], out)
+    worker = [sys.executable, "-m", "tests.training.ddp_worker", str(out), str(world), kind, strategy, accelerator]
+    done = run_process(worker, out)
     assert done.returncode == 0, done.stderr[-3000:]
     return {(world, rank): torch.load(out / f"{kind}-{world}-{rank}.pt") for rank in range(world)}
 
