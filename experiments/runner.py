@@ -128,6 +128,8 @@ def main(study: Study) -> argparse.Namespace:
     """The command line of a study; returns its options."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{study.name}.study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = [arm.name for arm in study.arms]
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=" ".join(names))
     parser.add_argument("--steps", type=int, default=study.steps, help="optimiser steps of every run")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, a thread each; 1: all threads for one")
     parser.add_argument("--root", type=Path, default=Path("runs/studies"))
@@ -135,10 +137,10 @@ def main(study: Study) -> argparse.Namespace:
     parser.add_argument("--report-only", action="store_true", help="of the runs that are finished")
     parser.add_argument("--no-mlflow", action="store_true")
     options = parser.parse_args()
-    root = options.root.resolve()
+    root, chosen = options.root.resolve(), [arm for arm in study.arms if arm.name in options.arms]
     jobs = [
         (root / study.name / f"{arm.name}-seed{seed}", settings(arm, seed, options.steps))
-        for seed, arm in product(options.seeds, study.arms)
+        for seed, arm in product(options.seeds, chosen)
     ]
     if not options.report_only:
         if options.parallel > 1:
@@ -148,7 +150,7 @@ def main(study: Study) -> argparse.Namespace:
                 print(f"{folder.name}: {done}", flush=True)
     arms = {
         arm.name: [folder for folder, _ in jobs if folder.name.rpartition("-seed")[0] == arm.name and finished(folder)]
-        for arm in study.arms
+        for arm in chosen
     }
     report({name: folders for name, folders in arms.items() if folders}, study.baseline, study.figures, options.out)
     if not options.no_mlflow:

@@ -110,6 +110,10 @@ def test_what_is_trained_kept_copied_and_refused(
         start(monkeypatch, second, tmp_path, "--seeds", "0", "--steps", "5")
     assert len(trainings.commands) == 5
 
+    start(monkeypatch, first, tmp_path, "--arms", "other", "--seeds", "2")
+    assert [word for word in trainings.commands[-1] if word.startswith("run.name")] == ["run.name=other-seed2"]
+    assert len(trainings.commands) == 6
+
 
 def test_an_unfinished_run_is_resumed(tmp_path: Path, trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(tmp_path / "study", (Arm("a"),), "a", steps=4)
