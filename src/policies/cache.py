@@ -53,7 +53,8 @@ class DecodeState:
 class CacheMemory:
     """One stretch of memory that every decode of a policy uses in turn; grown when more is asked for.
 
-    turn counts its uses; moves, how often addresses given out earlier became invalid.
+    turn counts its uses; moves, how often addresses given out earlier became invalid, or a level's rows moved apart
+    on them.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,12 @@ class CacheMemory:
 
         A level never gets fewer places than before, and for equal rows and places the same addresses.
         """
-        places = max(rounded_places(places), self._places.get(level, 0))
+        before, moves = self._places.get(level, 0), self.moves
+        places = max(rounded_places(places), before)
         self._places[level] = places
         keys, values = self._memory(shape, shape.elements(rows, places))
+        if before not in (0, places) and self.moves == moves:
+            self.moves += 1  # memory enough, but what was captured has the strides of fewer places
         if rows not in self._small:
             small = torch.zeros(rows + 1, dtype=torch.int64, device=shape.device)
             self._small[rows] = small[1:], small[:1]

@@ -48,6 +48,11 @@ def test_it_grows_for_more_and_says_so() -> None:
     assert memory.open(IMAGE, SHAPE, rows=5, places=3).keys.shape[3] == 128
     assert memory.open(PLAN, SHAPE, rows=10, places=64).keys.shape[1] == 10
     assert memory.moves == 2
+    # The memory has room for more of them, but then rows stand elsewhere in it.
+    assert memory.open(PLAN, SHAPE, rows=4, places=65).keys.shape[3] == 128
+    assert memory.moves == 3
+    assert memory.open(PLAN, SHAPE, rows=4, places=65).keys.shape[3] == 128
+    assert memory.moves == 3
 
 
 def test_another_dtype_is_another_memory_and_released_memory_is_gone() -> None:

@@ -13,7 +13,7 @@ from src.policies.base import EngineSettings
 from src.rollout import decode as decode_module
 from src.rollout import graph
 from src.rollout.graph import Step
-from src.rollout.levels import Rollouts, RolloutSettings, roll_out
+from src.rollout.levels import Rollouts, RolloutSettings, roll_out, sample_plans
 from src.rollout.noise import group_keys
 from src.values import IMAGE, PLAN, Sampling
 from tests.policies.tiny import tiny_policy
@@ -142,6 +142,26 @@ def test_a_grown_cache_is_captured_anew(captures: Captures) -> None:
     made = captures.count
     assert_same(rolled(policy, GUIDED, group=2), few)
     assert captures.count == made + 2, "what was captured on the old addresses is gone"
+
+
+def test_longer_contexts_within_the_memory_are_captured_anew(captures: Captures) -> None:
+    """The image level made the memory large; a plan that needs more places has other strides on the same addresses."""
+    policy = whole_cache(tiny_policy(merge_rollout=False), graph=True)
+    rolled(policy, GUIDED, group=16)
+    address = policy.decoder()._memory._keys.data_ptr()
+    keys = group_keys(0, "train", 0, [0], 4)
+    short, long = ([text] * 4 for text in ("a red circle", "a red circle left of a blue square " * 12))
+
+    def plans(policy: Any, prompts: list[str]) -> Any:
+        return sample_plans(policy, policy.decoder(), prompts, keys, GUIDED)
+
+    for prompts in (short, long, short):
+        eager = whole_cache(tiny_policy(merge_rollout=False), graph=False)
+        plans(eager, long)  # as many places
+        seen, expected = plans(policy, prompts), plans(eager, prompts)
+        assert torch.equal(seen.ids, expected.ids)
+        torch.testing.assert_close(seen.rollout_logp, expected.rollout_logp, atol=1e-5, rtol=0)
+    assert policy.decoder()._memory._keys.data_ptr() == address, "the memory was large enough"
 
 
 def test_merged_weights_are_never_replayed_from_an_older_moment(captures: Captures) -> None:
