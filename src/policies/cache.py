@@ -112,10 +112,11 @@ class CacheMemory:
         """What is held now."""
         return 0 if self._keys is None else 2 * self._keys.numel() * self._keys.dtype.itemsize
 
-    def rows_that_fit(self, shape: CacheShape, places: int) -> int | None:
+    def rows_that_fit(self, level: str, shape: CacheShape, places: int) -> int | None:
         """How many rows of `places` places the device's memory has room for, at least 1; None on a CPU: no limit known.
 
-        Measured once, so that every step splits its rollouts alike: a share of the memory nobody uses.
+        Measured once, so that every step splits its rollouts alike: a share of the memory nobody uses. Rows count
+        with the places that `open` gives the level, which are never fewer than before.
         """
         if shape.device.type != "cuda":
             return None
@@ -123,7 +124,7 @@ class CacheMemory:
             free, _ = torch.cuda.mem_get_info(shape.device)
             cached = torch.cuda.memory_reserved(shape.device) - torch.cuda.memory_allocated(shape.device)
             self._budget = int(SHARE_OF_FREE_MEMORY * (free + cached + self.bytes))
-        return rows_within(self._budget, shape, places)
+        return rows_within(self._budget, shape, max(places, self._places.get(level, 0)))
 
 
 def rows_within(budget: int, shape: CacheShape, places: int) -> int:

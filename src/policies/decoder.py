@@ -90,8 +90,8 @@ class JanusDecoder:
     def moving(self, state: DecodeState) -> Sequence[Tensor]:
         return (state.length,)
 
-    def rows_that_fit(self, places: int) -> int | None:
-        return self._memory.rows_that_fit(self._trunk.cache_shape, places)
+    def rows_that_fit(self, level: str, places: int) -> int | None:
+        return self._memory.rows_that_fit(level, self._trunk.cache_shape, places)
 
     @torch.no_grad()
     def evaluate(self, level: str, context: TokenContext, ids: Tensor) -> Tensor:
