@@ -230,7 +230,7 @@ class TrainerConfig:
     devices: Any = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "auto"
+    precision: str = "auto"  # auto | 32-true (the weights' own dtype) | bf16-mixed
     progress_bar: bool = True
 
 
