@@ -54,7 +54,7 @@ class JanusConfig:
     dtype: str = "auto"  # auto | float32 | bfloat16
     adapter: str | None = None  # a PEFT folder to go on from
     lora: LoraConfig | None = field(default_factory=LoraConfig)  # null: train the language model itself
-    merge_rollout: bool | None = None  # decode with the adapter merged; null: in float32 only
+    merge_rollout: bool | None = None  # decode with the adapter merged; null: in float32 on a CPU
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.nn.functional import embedding
 from kernels import operations
 from src.policies.base import EngineSettings
 from src.policies.cache import CacheMemory, DecodeState
-from src.policies.fused import Form
+from src.policies.fused import Form, merges
 from src.policies.llama import LlamaTrunk
 from src.policies.token_operations import KernelTokenOperations, TokenOperations, TorchTokenOperations
 from src.values import IMAGE, PLAN, LinearHead, TokenContext
@@ -184,9 +184,9 @@ class DecoderKeeper:
 
 
 def form_of(janus: Any, engine: EngineSettings, merge: bool | None) -> Form:
-    """How the weights are held: merged if told to, or, where nothing is told, in float32 on a CPU."""
+    """How the weights are held; see `merges`."""
     weight = janus.lm_head.weight
-    if merge or (merge is None and weight.dtype == torch.float32 and weight.device.type == "cpu"):
+    if merges(weight.dtype, weight.device, merge):
         return "merged"
     return "in_place" if engine.fused_projections else "separate"
 
