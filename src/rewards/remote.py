@@ -132,8 +132,8 @@ class RemoteExperts:
                 check_scores(name, self._facts[name].score_range, answer.scores, chosen)
             except RewardError as error:
                 return error
-            if answer.scores.numel():
-                self._means[name].update(answer.scores.to(self._means[name].device))
+            # Without any, too: ranks that score must find all others in `means`.
+            self._means[name].update(answer.scores.to(self._means[name].device))
         return answer
 
     def _asked(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str] | None) -> Any:

@@ -116,6 +116,19 @@ def test_served_experts_report_what_local_ones_do() -> None:
     assert remote.compute() == {}
 
 
+def test_an_expert_without_applicable_prompts_has_a_mean_all_the_same() -> None:
+    """`means` computes over ranks: whether this rank takes part must not depend on its own prompts."""
+    records = [about("cat")] * 3
+    local = RewardEnsemble(experts().experts)
+    with serving(scored) as served:
+        remote = RewardEnsemble(elsewhere=client(served.url))
+        for ensemble in (local, remote):
+            assert not ensemble(IMAGES, records).applicable[:, ensemble.names.index("named_channel")].any()
+    means = remote.compute()
+    assert means.keys() == local.compute().keys() == set(NAMES)
+    assert means["named_channel"] != means["named_channel"], "of nothing: NaN"
+
+
 def test_it_tries_again_with_growing_patience(capsys: pytest.CaptureFixture[str]) -> None:
     waited: list[float] = []
     with serving(scored, says(503), says(500), says(429), scored) as served:
