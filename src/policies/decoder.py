@@ -135,7 +135,7 @@ class DecoderKeeper:
     def release(self) -> None:
         """Give the cache's memory back, and what was captured on it."""
         self.memory.release()
-        self._decoders.clear()
+        self._drop_decoders()
 
     def decoder(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
         """The decoder of the weights as they are, adapter included.
@@ -146,15 +146,21 @@ class DecoderKeeper:
         if form == "merged":
             return self._made(janus, engine, form, adapter=True)
         if self._placement != placement(janus):
-            self._decoders.clear()
+            self._drop_decoders()
         if (engine, form) not in self._decoders:
             made = self._made(janus, engine, form, adapter=True)
             if self._placement != (now := placement(janus)):
                 # Weights of a group were put into one storage: what reads them elsewhere is void.
-                self._decoders.clear()
+                self._drop_decoders()
                 self._placement = now
             self._decoders[engine, form] = made
         return self._decoders[engine, form]
+
+    def _drop_decoders(self) -> None:
+        """Forget all decoders; the memory of what they captured is free at once, not when cycles are looked for."""
+        for decoder in self._decoders.values():
+            decoder.captured.clear()
+        self._decoders.clear()
 
     def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False) -> JanusDecoder:
         """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while."""

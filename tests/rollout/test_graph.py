@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -174,6 +176,25 @@ def test_merged_weights_are_never_replayed_from_an_older_moment(captures: Captur
     after = rolled(policy, GUIDED)
     assert captures.count == 4
     assert not torch.equal(before.levels[IMAGE].ids, after.levels[IMAGE].ids)
+
+
+@pytest.mark.parametrize("void", ["released", "moved"])
+def test_what_a_dropped_decoder_captured_is_gone_at_once(captures: Captures, void: str) -> None:
+    """A captured step refers to its decoder, which keeps it: the cycle would hold a graph's memory on the GPU."""
+    policy = whole_cache(tiny_policy(merge_rollout=False), graph=True)
+    rolled(policy, GUIDED)
+    steps = [weakref.ref(step) for step in policy.decoder().captured.values()]
+    assert steps
+    gc.disable()
+    try:
+        if void == "released":
+            policy.release_cache()
+        else:
+            policy.janus.lm_head.weight.data = policy.janus.lm_head.weight.data.clone()
+            policy.decoder()
+        assert not any(step() for step in steps)
+    finally:
+        gc.enable()
 
 
 def test_without_reuse_each_rollout_captures(captures: Captures) -> None:
