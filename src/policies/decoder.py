@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -162,9 +163,19 @@ class DecoderKeeper:
             decoder.captured.clear()
         self._decoders.clear()
 
-    def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False) -> JanusDecoder:
-        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while."""
-        return self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
+    @contextmanager
+    def frozen(
+        self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False
+    ) -> Iterator[JanusDecoder]:
+        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while.
+
+        What it captured is gone with the ``with`` block.
+        """
+        made = self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
+        try:
+            yield made
+        finally:
+            made.captured.clear()
 
     def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool, lent: bool = False) -> JanusDecoder:
         trunk = LlamaTrunk(

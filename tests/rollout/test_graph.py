@@ -197,6 +197,20 @@ def test_what_a_dropped_decoder_captured_is_gone_at_once(captures: Captures, voi
         gc.enable()
 
 
+def test_what_the_reference_captured_is_gone_with_it(captures: Captures) -> None:
+    policy = whole_cache(tiny_policy(merge_rollout=False), graph=True)
+    prompts, keys = list(PROMPTS), group_keys(0, "train", 0, range(3), 1)
+    gc.disable()
+    try:
+        with policy.reference() as decoder:
+            roll_out(policy, decoder, prompts, keys, GUIDED)
+            steps = [weakref.ref(step) for step in decoder.captured.values()]
+            assert steps
+        assert not any(step() for step in steps)
+    finally:
+        gc.enable()
+
+
 def test_without_reuse_each_rollout_captures(captures: Captures) -> None:
     policy = tiny_policy(merge_rollout=False)
     policy.engine = EngineSettings(graph=True, reuse_cache=False)
