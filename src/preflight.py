@@ -128,7 +128,7 @@ def step_shape(
         processes=trainer.world_size,
         sharded=isinstance(strategy, ShardedStrategy),
         max_rows=rollout.max_rows,
-        expert_bytes=rewards.device_bytes(),
+        expert_bytes=rewards.device_bytes(strategy.root_device),
     )
 
 

@@ -97,7 +97,7 @@ class RemoteExperts:
     def facts(self) -> Mapping[str, ExpertFacts]:
         return self._facts
 
-    def device_bytes(self) -> int:
+    def device_bytes(self, device: torch.device) -> int:
         return 0
 
     def to(self, device: torch.device | str) -> RemoteExperts:
