@@ -54,7 +54,7 @@ class JanusConfig:
     dtype: str = "auto"  # auto | float32 | bfloat16
     adapter: str | None = None  # a PEFT folder to go on from
     lora: LoraConfig | None = field(default_factory=LoraConfig)  # null: train the language model itself
-    merge_rollout: bool | None = None  # decode with the adapter merged; null: in float32 only
+    merge_rollout: bool | None = None  # decode with the adapter merged; null: in float32 on a CPU
 
 
 @dataclass
@@ -230,7 +230,7 @@ class TrainerConfig:
     devices: Any = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "auto"
+    precision: str = "auto"  # auto | 32-true (the weights' own dtype) | bf16-mixed
     progress_bar: bool = True
 
 

@@ -85,7 +85,7 @@ CHECKS: dict[str, Check] = {
     "optim.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "trainer.max_steps": _AT_LEAST_ONE,
     "trainer.num_nodes": _AT_LEAST_ONE,
-    "trainer.precision": _one_of("auto", "32-true", "bf16-true", "bf16-mixed"),
+    "trainer.precision": _one_of("auto", "32-true", "bf16-mixed"),
     "evaluation.every": _AT_LEAST_ONE,
     "evaluation.batch_size": _AT_LEAST_ONE,
     "evaluation.validation_prompts": _AT_LEAST_ONE,

@@ -60,7 +60,7 @@ def fit_to_memory(config: DictConfig, policy: Policy, data: Any, rewards: Reward
         split = bool(again) if optim.split_levels is None else optim.split_levels
         return Fitted(StepCut(optim.microbatch, split, bool(again)))
     device = trainer.strategy.root_device
-    sizes = model_sizes(policy)
+    sizes = model_sizes(policy, device)
     shape = step_shape(config, policy, data, rewards, trainer)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     if card is not None and shape.max_rows is None:
@@ -128,7 +128,7 @@ def step_shape(
         processes=trainer.world_size,
         sharded=isinstance(strategy, ShardedStrategy),
         max_rows=rollout.max_rows,
-        expert_bytes=rewards.device_bytes(),
+        expert_bytes=rewards.device_bytes(strategy.root_device),
     )
 
 

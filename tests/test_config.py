@@ -154,6 +154,7 @@ OUT_OF_RANGE = [
     ("trainer.max_steps", "0"),
     ("trainer.max_steps", "-1"),
     ("trainer.precision", "8-bit"),
+    ("trainer.precision", "bf16-true"),  # would round the adapters, whose updates vanish, and the rotary frequencies
     ("evaluation.every", "0"),
     ("evaluation.batch_size", "0"),
     ("evaluation.test_prompts", "0"),

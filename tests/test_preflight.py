@@ -68,6 +68,16 @@ def test_a_small_model_on_a_gpu_is_not_cut(card: Any, capsys: pytest.CaptureFixt
     assert "the card has 8.0; a backward takes both levels of 16 of 16 rollouts" in line
 
 
+def test_on_a_gpu_float32_weights_need_no_second_copy_to_decode(card: Any) -> None:
+    """The policy is still on the CPU, where it would be decoded merged."""
+    card(8)
+    rollout = {
+        merge: fitted(config_of(), tiny_policy(merge_rollout=merge), trainer_on("cuda")).estimate.phases["rollout"]
+        for merge in (None, False, True)
+    }
+    assert rollout[None] == rollout[False] < rollout[True]
+
+
 def published_7b() -> Any:
     policy = published_policy("7B")
     # Contexts are made on the policy's device, and here that holds no data.

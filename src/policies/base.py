@@ -80,8 +80,10 @@ class CapturableDecoder(Decoder, Protocol):
     engine: EngineSettings
     captured: dict[Hashable, Any]
 
-    def rows_that_fit(self, places: int) -> int | None:
-        """How many rows of `places` tokens (context included) the device has memory for; None: no limit known."""
+    def rows_that_fit(self, level: str, places: int) -> int | None:
+        """How many rows of `places` tokens (context included) of a level the device has memory for; None: no limit
+        known.
+        """
         ...
 
     def finish(self, state: Any) -> None:

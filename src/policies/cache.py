@@ -53,7 +53,8 @@ class DecodeState:
 class CacheMemory:
     """One stretch of memory that every decode of a policy uses in turn; grown when more is asked for.
 
-    turn counts its uses; moves, how often addresses given out earlier became invalid.
+    turn counts its uses; moves, how often addresses given out earlier became invalid, or a level's rows moved apart
+    on them.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,12 @@ class CacheMemory:
 
         A level never gets fewer places than before, and for equal rows and places the same addresses.
         """
-        places = max(rounded_places(places), self._places.get(level, 0))
+        before, moves = self._places.get(level, 0), self.moves
+        places = max(rounded_places(places), before)
         self._places[level] = places
         keys, values = self._memory(shape, shape.elements(rows, places))
+        if before not in (0, places) and self.moves == moves:
+            self.moves += 1  # memory enough, but what was captured has the strides of fewer places
         if rows not in self._small:
             small = torch.zeros(rows + 1, dtype=torch.int64, device=shape.device)
             self._small[rows] = small[1:], small[:1]
@@ -108,10 +112,11 @@ class CacheMemory:
         """What is held now."""
         return 0 if self._keys is None else 2 * self._keys.numel() * self._keys.dtype.itemsize
 
-    def rows_that_fit(self, shape: CacheShape, places: int) -> int | None:
+    def rows_that_fit(self, level: str, shape: CacheShape, places: int) -> int | None:
         """How many rows of `places` places the device's memory has room for, at least 1; None on a CPU: no limit known.
 
-        Measured once, so that every step splits its rollouts alike: a share of the memory nobody uses.
+        Measured once, so that every step splits its rollouts alike: a share of the memory nobody uses. Rows count
+        with the places that `open` gives the level, which are never fewer than before.
         """
         if shape.device.type != "cuda":
             return None
@@ -119,7 +124,7 @@ class CacheMemory:
             free, _ = torch.cuda.mem_get_info(shape.device)
             cached = torch.cuda.memory_reserved(shape.device) - torch.cuda.memory_allocated(shape.device)
             self._budget = int(SHARE_OF_FREE_MEMORY * (free + cached + self.bytes))
-        return rows_within(self._budget, shape, places)
+        return rows_within(self._budget, shape, max(places, self._places.get(level, 0)))
 
 
 def rows_within(budget: int, shape: CacheShape, places: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import embedding
 from kernels import operations
 from src.policies.base import EngineSettings
 from src.policies.cache import CacheMemory, DecodeState
-from src.policies.fused import Form
+from src.policies.fused import Form, merges
 from src.policies.llama import LlamaTrunk
 from src.policies.token_operations import KernelTokenOperations, TokenOperations, TorchTokenOperations
 from src.values import IMAGE, PLAN, LinearHead, TokenContext
@@ -90,8 +91,8 @@ class JanusDecoder:
     def moving(self, state: DecodeState) -> Sequence[Tensor]:
         return (state.length,)
 
-    def rows_that_fit(self, places: int) -> int | None:
-        return self._memory.rows_that_fit(self._trunk.cache_shape, places)
+    def rows_that_fit(self, level: str, places: int) -> int | None:
+        return self._memory.rows_that_fit(level, self._trunk.cache_shape, places)
 
     @torch.no_grad()
     def evaluate(self, level: str, context: TokenContext, ids: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class DecoderKeeper:
     def release(self) -> None:
         """Give the cache's memory back, and what was captured on it."""
         self.memory.release()
-        self._decoders.clear()
+        self._drop_decoders()
 
     def decoder(self, janus: Any, engine: EngineSettings, merge: bool | None) -> JanusDecoder:
         """The decoder of the weights as they are, adapter included.
@@ -146,19 +147,35 @@ class DecoderKeeper:
         if form == "merged":
             return self._made(janus, engine, form, adapter=True)
         if self._placement != placement(janus):
-            self._decoders.clear()
+            self._drop_decoders()
         if (engine, form) not in self._decoders:
             made = self._made(janus, engine, form, adapter=True)
             if self._placement != (now := placement(janus)):
                 # Weights of a group were put into one storage: what reads them elsewhere is void.
-                self._decoders.clear()
+                self._drop_decoders()
                 self._placement = now
             self._decoders[engine, form] = made
         return self._decoders[engine, form]
 
-    def frozen(self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False) -> JanusDecoder:
-        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while."""
-        return self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
+    def _drop_decoders(self) -> None:
+        """Forget all decoders; the memory of what they captured is free at once, not when cycles are looked for."""
+        for decoder in self._decoders.values():
+            decoder.captured.clear()
+        self._decoders.clear()
+
+    @contextmanager
+    def frozen(
+        self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False
+    ) -> Iterator[JanusDecoder]:
+        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while.
+
+        What it captured is gone with the ``with`` block.
+        """
+        made = self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
+        try:
+            yield made
+        finally:
+            made.captured.clear()
 
     def _made(self, janus: Any, engine: EngineSettings, form: Form, adapter: bool, lent: bool = False) -> JanusDecoder:
         trunk = LlamaTrunk(
@@ -184,9 +201,9 @@ class DecoderKeeper:
 
 
 def form_of(janus: Any, engine: EngineSettings, merge: bool | None) -> Form:
-    """How the weights are held: merged if told to, or, where nothing is told, in float32 on a CPU."""
+    """How the weights are held; see `merges`."""
     weight = janus.lm_head.weight
-    if merge or (merge is None and weight.dtype == torch.float32 and weight.device.type == "cpu"):
+    if merges(weight.dtype, weight.device, merge):
         return "merged"
     return "in_place" if engine.fused_projections else "separate"
 

@@ -24,6 +24,11 @@ from torch.nn.functional import linear
 Form = Literal["in_place", "merged", "separate"]
 
 
+def merges(dtype: torch.dtype, device: torch.device, told: bool | None) -> bool:
+    """Whether weights are decoded merged: as told, or, where nothing is told, in float32 on a CPU."""
+    return dtype == torch.float32 and device.type == "cpu" if told is None else told
+
+
 def base_of(module: Any) -> Any:
     """The plain linear under a LoRA layer, or the module itself."""
     return getattr(module, "base_layer", module)

@@ -157,15 +157,21 @@ class JanusPolicy(nn.Module):
         frozen copy of the start, or of the last refresh.
         """
         if self._reference:
-            yield self._keeper.frozen(self._reference[0], self.engine, self.merge_rollout)
+            with self._keeper.frozen(self._reference[0], self.engine, self.merge_rollout) as decoder:
+                yield decoder
         elif self._sharded is not None and self._reference_parts:
-            with self._sharded.lent(self._reference_parts):
-                yield self._keeper.frozen(self._sharded.network, self.engine, self.merge_rollout, lent=True)
+            copied = self._sharded.network
+            with (
+                self._sharded.lent(self._reference_parts),
+                self._keeper.frozen(copied, self.engine, self.merge_rollout, lent=True) as decoder,
+            ):
+                yield decoder
         elif self._reference_adapter:
             with lent(self._decoding_weights(), self._reference_adapter):
                 yield self.decoder()
         else:
-            yield self._keeper.frozen(plain_janus(self._decoding), self.engine, self.merge_rollout)
+            with self._keeper.frozen(plain_janus(self._decoding), self.engine, self.merge_rollout) as decoder:
+                yield decoder
 
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
         """See `Shardable`. With LoRA the weights keep their dtypes, whatever `dtype` is: adapters are float32."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from src.policies.fused import merges
 from src.policies.lora import PROJECTIONS
 from src.values import IMAGE, PLAN
 
@@ -54,8 +55,11 @@ class ModelSizes:
         return self.trained * self.trained_element
 
 
-def model_sizes(policy: JanusPolicy) -> ModelSizes:
-    """The sizes of a policy, read off its parameters (of any device, meta included)."""
+def model_sizes(policy: JanusPolicy, device: torch.device | None = None) -> ModelSizes:
+    """The sizes of a policy, read off its parameters (of any device, meta included).
+
+    device: where it is going to compute; None: where it is.
+    """
     janus, config = policy.janus, policy.janus.config
     trunk = janus.model.language_model
     text, vq = trunk.config, config.vq_config
@@ -86,9 +90,7 @@ def model_sizes(policy: JanusPolicy) -> ModelSizes:
         trained=sum(parameter.numel() for parameter in trained),
         trained_element=trained[0].element_size() if trained else element,
         lora=ranks,
-        merged=policy.merge_rollout
-        if policy.merge_rollout is not None
-        else trunk.embed_tokens.weight.dtype == torch.float32,
+        merged=merges(janus.lm_head.weight.dtype, device or policy.device, policy.merge_rollout),
         # Each stage of the decoder but the last doubles the side.
         picture_side=vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1),
         picture_channels=vq.base_channels * vq.channel_multiplier[0],

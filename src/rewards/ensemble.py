@@ -93,9 +93,9 @@ class RewardEnsemble:
             source.to(device)
         return self
 
-    def device_bytes(self) -> int:
-        """Bytes of experts' weights that stay on the training device."""
-        return sum(source.device_bytes() for source in self.sources)
+    def device_bytes(self, device: torch.device) -> int:
+        """Bytes of experts' weights that stay on `device`, the one to be trained on."""
+        return sum(source.device_bytes(device) for source in self.sources)
 
     @torch.no_grad()
     def __call__(

@@ -68,8 +68,8 @@ class Experts(Protocol):
     def to(self, device: torch.device | str) -> object:
         """Make `device` the training device."""
 
-    def device_bytes(self) -> int:
-        """Bytes of weights that stay on the training device."""
+    def device_bytes(self, device: torch.device) -> int:
+        """Bytes of weights that stay on `device`, the one to be trained on."""
 
     def means(self) -> dict[str, float]:
         """The mean score by expert since the last `reset`, for those that scored; on all ranks, all must call."""
@@ -101,8 +101,9 @@ class LocalExperts:
             expert.to("cpu" if place == OFFLOAD else place)
         return self
 
-    def device_bytes(self) -> int:
-        return sum(expert.weight_bytes() for name, expert in self.experts.items() if name not in self.devices)
+    def device_bytes(self, device: torch.device) -> int:
+        places = {name: self.devices.get(name, device) for name in self.experts}
+        return sum(self.experts[name].weight_bytes() for name, place in places.items() if stays_on(place, device))
 
     def means(self) -> dict[str, float]:
         return {name: float(expert.compute()) for name, expert in self.experts.items() if expert.update_called}
@@ -152,6 +153,14 @@ class LocalExperts:
             yield
         finally:
             self.experts[name].to("cpu")
+
+
+def stays_on(place: torch.device | str, device: torch.device) -> bool:
+    """Whether an expert placed at `place` is on `device` all the time; without a number, a GPU is the process's own."""
+    if place == OFFLOAD:
+        return False
+    there = torch.device(place)
+    return there.type == device.type and (there.index is None or there.index == (device.index or 0))
 
 
 def check_vector(name: str, what: str, value: Tensor, records: Sequence[PromptRecord]) -> None:

@@ -1,8 +1,8 @@
 """From decoded pixels to a vision tower's input: resizing, padding, cropping, normalising, on the device.
 
 Everything works on float pixels (N, 3, H, W) in [0, 1], row by row and deterministically. The published
-preprocessing of all these towers starts from 8-bit images; here nothing is rounded to them (at most 1/510 a
-channel apart).
+preprocessing of all these towers resizes 8-bit images to 8-bit images; here the result is not rounded (at most 1/510
+a channel apart).
 """
 
 from __future__ import annotations

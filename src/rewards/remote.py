@@ -83,7 +83,7 @@ class RemoteExperts:
     ) -> None:
         self.settings = settings
         self._sleep = sleep
-        served, self.settings_there = decode_facts(self._asked(torch.zeros(0, 3, 1, 1), (), None))
+        served, self.settings_there = decode_facts(self._asked(encode_request(torch.zeros(0, 3, 1, 1), (), None)))
         for name in names:
             if name not in served:
                 raise ValueError(
@@ -97,7 +97,7 @@ class RemoteExperts:
     def facts(self) -> Mapping[str, ExpertFacts]:
         return self._facts
 
-    def device_bytes(self) -> int:
+    def device_bytes(self, device: torch.device) -> int:
         return 0
 
     def to(self, device: torch.device | str) -> RemoteExperts:
@@ -113,9 +113,16 @@ class RemoteExperts:
             mean.reset()
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str]) -> Answers:
-        """Ask the server; its scores are checked as those of a local expert are."""
+        """Ask the server; its scores are checked as those of a local expert are.
+
+        Pictures that cannot be sent are a failure of each expert, as they are of a local one.
+        """
+        try:
+            body = encode_request(pixels, records, names)
+        except WireError as error:
+            return {name: RewardError(name, str(error), records[0].prompt) for name in names}
         with phase(f"scoring (experts {', '.join(names)} at {self.settings.url}, first prompt {records[0].prompt!r})"):
-            data = self._asked(pixels, records, names)
+            data = self._asked(body)
         served, _ = self._understood(lambda: decode_facts(data))
         for name in names:
             if served.get(name) != self._facts[name]:
@@ -132,16 +139,12 @@ class RemoteExperts:
                 check_scores(name, self._facts[name].score_range, answer.scores, chosen)
             except RewardError as error:
                 return error
-            if answer.scores.numel():
-                self._means[name].update(answer.scores.to(self._means[name].device))
+            # Without any, too: ranks that score must find all others in `means`.
+            self._means[name].update(answer.scores.to(self._means[name].device))
         return answer
 
-    def _asked(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str] | None) -> Any:
+    def _asked(self, body: bytes) -> Any:
         """The server's answer to one request, decoded from JSON; tried again as often as it may be."""
-        try:
-            body = encode_request(pixels, records, names)
-        except WireError as error:
-            raise RewardError("ensemble", str(error), records[0].prompt if records else None) from error
         start, problem = time.monotonic(), ""
         for attempt, wait in enumerate((*self.settings.waits(), None)):
             progress()  # each attempt has a time-out of its own

@@ -47,7 +47,7 @@ def decode(
     branch = _branch(level, sampling, unconditional)
     noise = noise.to(context.ids.device)
     rows, steps = noise.shape
-    limit = row_limit(decoder, max_rows, context.ids.shape[1] + steps, 1 if branch is None else 2)
+    limit = row_limit(decoder, level, max_rows, context.ids.shape[1] + steps, 1 if branch is None else 2)
     if rows <= limit:
         return _decode_rows(decoder, level, context, noise, sampling, branch, end_id)
     parts = [

@@ -13,14 +13,14 @@ from src.policies.base import CapturableDecoder, Decoder
 from src.values import TokenContext, TokenLevel
 
 
-def row_limit(decoder: Decoder, max_rows: int | None, places: int, branches: int) -> int | float:
+def row_limit(decoder: Decoder, level: str, max_rows: int | None, places: int, branches: int) -> int | float:
     """How many rollouts to decode at once: `max_rows`, or else what the decoder's device has memory for.
 
     places: tokens a row, context included. branches: rows of the cache a rollout takes (guidance: 2).
     """
     if max_rows is not None:
         return max_rows
-    fitting = decoder.rows_that_fit(places) if isinstance(decoder, CapturableDecoder) else None
+    fitting = decoder.rows_that_fit(level, places) if isinstance(decoder, CapturableDecoder) else None
     return float("inf") if fitting is None else max(1, fitting // branches)
 
 

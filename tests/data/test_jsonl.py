@@ -166,6 +166,16 @@ def test_bad_lines_can_be_skipped(tmp_path: Path) -> None:
     assert [problem.split(": ")[0] for problem in bad.problems] == [f"{file}:{line}" for line in (2, 3, 4)]
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_what_is_no_finite_number_is_a_bad_line(tmp_path: Path, number: str) -> None:
+    """Python reads it, but no reward server could be sent it: told at the start, with its line."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join('{"prompt": "a", "scene": {"x": ' + x + "}}\n" for x in ("1.5e3", number)))
+    with pytest.raises(PromptDataError, match=rf"prompts\.jsonl:2: .*{number} is"):
+        read_jsonl(path)
+    assert read_jsonl(path, BadLines("skip"))[0].scene == {"x": 1500.0}
+
+
 def test_an_endless_integer_is_a_bad_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": ' + "9" * 5000 + "}\n")

@@ -48,6 +48,11 @@ def test_it_grows_for_more_and_says_so() -> None:
     assert memory.open(IMAGE, SHAPE, rows=5, places=3).keys.shape[3] == 128
     assert memory.open(PLAN, SHAPE, rows=10, places=64).keys.shape[1] == 10
     assert memory.moves == 2
+    # The memory has room for more of them, but then rows stand elsewhere in it.
+    assert memory.open(PLAN, SHAPE, rows=4, places=65).keys.shape[3] == 128
+    assert memory.moves == 3
+    assert memory.open(PLAN, SHAPE, rows=4, places=65).keys.shape[3] == 128
+    assert memory.moves == 3
 
 
 def test_another_dtype_is_another_memory_and_released_memory_is_gone() -> None:
@@ -67,7 +72,7 @@ def test_rows_that_fit_by_hand() -> None:
     assert janus.bytes(1, 1) == 480 * 1024
     assert rows_within(48 * 1024**3, janus, 1000) == 102
     assert rows_within(1, janus, 1000) == 1, "never none"
-    assert CacheMemory().rows_that_fit(SHAPE, 1000) is None
+    assert CacheMemory().rows_that_fit(PLAN, SHAPE, 1000) is None
 
 
 def test_what_fits_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +83,24 @@ def test_what_fits_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     on_gpu = CacheShape(2, 3, 4, torch.float32, torch.device("cuda"))
     memory = CacheMemory()
-    assert memory.rows_that_fit(on_gpu, 64) == cache_module.SHARE_OF_FREE_MEMORY * 1020
+    assert memory.rows_that_fit(PLAN, on_gpu, 64) == cache_module.SHARE_OF_FREE_MEMORY * 1020
     free[0] = 0
-    assert memory.rows_that_fit(on_gpu, 128) == cache_module.SHARE_OF_FREE_MEMORY * 510
+    assert memory.rows_that_fit(PLAN, on_gpu, 128) == cache_module.SHARE_OF_FREE_MEMORY * 510
     memory.release()
-    assert memory.rows_that_fit(on_gpu, 64) == cache_module.SHARE_OF_FREE_MEMORY * 20
+    assert memory.rows_that_fit(PLAN, on_gpu, 64) == cache_module.SHARE_OF_FREE_MEMORY * 20
+
+
+def test_rows_count_with_the_places_their_level_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter contexts get as many places as longer ones did before: more rows of them would outgrow the budget."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (200 * SHAPE.bytes(1, 64), 0))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    on_gpu = CacheShape(2, 3, 4, torch.float32, torch.device("cuda"))
+    memory = CacheMemory()
+    assert memory.rows_that_fit(IMAGE, on_gpu, 64) == 100
+    memory.open(IMAGE, SHAPE, rows=1, places=200)
+    assert memory.rows_that_fit(IMAGE, on_gpu, 64) == 25
+    assert memory.rows_that_fit(PLAN, on_gpu, 64) == 100, "a level of its own"
 
 
 @pytest.mark.parametrize("filled_attention", [True, False])

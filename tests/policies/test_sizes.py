@@ -54,6 +54,14 @@ def test_bf16_is_decoded_unmerged_unless_told_otherwise() -> None:
     assert not model_sizes(tiny_policy(merge_rollout=False)).merged
 
 
+def test_float32_is_decoded_merged_on_a_cpu_alone() -> None:
+    """Sizes are taken before the policy is moved: the estimate for a GPU must not count a copy that is not made."""
+    gpu = torch.device("cuda")
+    assert model_sizes(tiny_policy()).merged
+    assert not model_sizes(tiny_policy(), gpu).merged
+    assert model_sizes(tiny_policy(merge_rollout=True), gpu).merged
+
+
 @pytest.mark.parametrize(("size", "billions", "rank16"), [("1B", 2.09, 15_138_816), ("7B", 7.42, 37_478_400)])
 def test_the_published_sizes(size: str, billions: float, rank16: int) -> None:
     """Parameters as on the model cards; an adapter of rank r on a linear of a x b has r (a + b)."""

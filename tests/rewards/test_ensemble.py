@@ -340,6 +340,25 @@ def test_placement() -> None:
     assert experts["offloaded"].sent[-3:] == ["cuda:0", "scores", "cpu"]
 
 
+class Heavy(Brightness):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def weight_bytes(self) -> int:
+        return self.size
+
+
+@pytest.mark.parametrize(
+    ("device", "stays"), [("cuda:0", 1 + 2 + 4), ("cuda:1", 1 + 2 + 8), ("cuda", 1 + 2 + 4), ("cpu", 1 + 16)]
+)
+def test_what_stays_on_the_training_device(device: str, stays: int) -> None:
+    """Also what is put there by name; what is offloaded is there while it scores only."""
+    devices = {"named": "cuda", "first": "cuda:0", "second": "cuda:1", "host": "cpu", "offloaded": "offload"}
+    experts = {name: Heavy(2**place) for place, name in enumerate(("plain", *devices))}
+    assert RewardEnsemble(experts, devices=devices).device_bytes(torch.device(device)) == stays
+
+
 def test_the_order_of_columns_can_be_given() -> None:
     rewards = RewardEnsemble([Brightness(), NamedChannel()], order=("named_channel", "brightness"))
     report = rewards(IMAGES, RECORDS)

@@ -116,6 +116,36 @@ def test_served_experts_report_what_local_ones_do() -> None:
     assert remote.compute() == {}
 
 
+def test_an_expert_without_applicable_prompts_has_a_mean_all_the_same() -> None:
+    """`means` computes over ranks: whether this rank takes part must not depend on its own prompts."""
+    records = [about("cat")] * 3
+    local = RewardEnsemble(experts().experts)
+    with serving(scored) as served:
+        remote = RewardEnsemble(elsewhere=client(served.url))
+        for ensemble in (local, remote):
+            assert not ensemble(IMAGES, records).applicable[:, ensemble.names.index("named_channel")].any()
+    means = remote.compute()
+    assert means.keys() == local.compute().keys() == set(NAMES)
+    assert means["named_channel"] != means["named_channel"], "of nothing: NaN"
+
+
+@pytest.mark.parametrize("on_error", ["raise", "drop"])
+def test_pictures_that_are_none_are_a_failure_like_any_other(on_error: str) -> None:
+    """NaN cannot be sent: under "drop" the group with it loses its experts, as it does with local ones."""
+    pixels = torch.cat([IMAGES[:2], IMAGES[2:] * float("nan"), IMAGES[2:]])
+    records = [RECORDS[0], RECORDS[0], RECORDS[1], RECORDS[1]]
+    with serving(scored) as served:
+        remote = RewardEnsemble(on_error=on_error, elsewhere=client(served.url, names=("brightness",)))
+        if on_error == "raise":
+            with pytest.raises(RewardError, match="expert 'brightness': pixels are not finite"):
+                remote(pixels, records, 2)
+            return
+        got, local = remote(pixels, records, 2), RewardEnsemble([Brightness()], on_error=on_error)(pixels, records, 2)
+    assert got.failed.tolist() == local.failed.tolist() == [[False], [False], [True], [True]]
+    assert torch.equal(got.total.nan_to_num(-1), local.total.nan_to_num(-1))
+    assert got.judged.tolist() == [True, True, False, False]
+
+
 def test_it_tries_again_with_growing_patience(capsys: pytest.CaptureFixture[str]) -> None:
     waited: list[float] = []
     with serving(scored, says(503), says(500), says(429), scored) as served:

@@ -225,13 +225,15 @@ def test_spans_are_few_and_even(rows: int, limit: int, sizes: list[int]) -> None
 
 def test_the_split_follows_the_setting_or_else_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     toy, janus = ToyPolicy().decoder(), tiny_policy().decoder()
-    assert row_limit(toy, None, 100, branches=2) == row_limit(janus, None, 100, branches=2) == float("inf")
-    assert row_limit(janus, 3, 100, branches=2) == 3
-    monkeypatch.setattr(type(janus), "rows_that_fit", lambda self, places: 1000 // places)
-    assert row_limit(janus, None, 100, branches=1) == 10
-    assert row_limit(janus, None, 100, branches=2) == 5, "guidance takes two rows of the cache"
-    assert row_limit(janus, None, 900, branches=2) == 1
-    assert row_limit(toy, None, 900, branches=2) == float("inf")
+    assert (
+        row_limit(toy, IMAGE, None, 100, branches=2) == row_limit(janus, IMAGE, None, 100, branches=2) == float("inf")
+    )
+    assert row_limit(janus, IMAGE, 3, 100, branches=2) == 3
+    monkeypatch.setattr(type(janus), "rows_that_fit", lambda self, level, places: 1000 // places)
+    assert row_limit(janus, IMAGE, None, 100, branches=1) == 10
+    assert row_limit(janus, IMAGE, None, 100, branches=2) == 5, "guidance takes two rows of the cache"
+    assert row_limit(janus, IMAGE, None, 900, branches=2) == 1
+    assert row_limit(toy, IMAGE, None, 900, branches=2) == float("inf")
 
 
 def test_a_decoder_is_given_no_more_rows_than_the_limit() -> None:

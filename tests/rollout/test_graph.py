@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ from src.policies.base import EngineSettings
 from src.rollout import decode as decode_module
 from src.rollout import graph
 from src.rollout.graph import Step
-from src.rollout.levels import Rollouts, RolloutSettings, roll_out
+from src.rollout.levels import Rollouts, RolloutSettings, roll_out, sample_plans
 from src.rollout.noise import group_keys
 from src.values import IMAGE, PLAN, Sampling
 from tests.policies.tiny import tiny_policy
@@ -144,6 +146,26 @@ def test_a_grown_cache_is_captured_anew(captures: Captures) -> None:
     assert captures.count == made + 2, "what was captured on the old addresses is gone"
 
 
+def test_longer_contexts_within_the_memory_are_captured_anew(captures: Captures) -> None:
+    """The image level made the memory large; a plan that needs more places has other strides on the same addresses."""
+    policy = whole_cache(tiny_policy(merge_rollout=False), graph=True)
+    rolled(policy, GUIDED, group=16)
+    address = policy.decoder()._memory._keys.data_ptr()
+    keys = group_keys(0, "train", 0, [0], 4)
+    short, long = ([text] * 4 for text in ("a red circle", "a red circle left of a blue square " * 12))
+
+    def plans(policy: Any, prompts: list[str]) -> Any:
+        return sample_plans(policy, policy.decoder(), prompts, keys, GUIDED)
+
+    for prompts in (short, long, short):
+        eager = whole_cache(tiny_policy(merge_rollout=False), graph=False)
+        plans(eager, long)  # as many places
+        seen, expected = plans(policy, prompts), plans(eager, prompts)
+        assert torch.equal(seen.ids, expected.ids)
+        torch.testing.assert_close(seen.rollout_logp, expected.rollout_logp, atol=1e-5, rtol=0)
+    assert policy.decoder()._memory._keys.data_ptr() == address, "the memory was large enough"
+
+
 def test_merged_weights_are_never_replayed_from_an_older_moment(captures: Captures) -> None:
     policy = whole_cache(tiny_policy(), graph=True)
     before = rolled(policy, GUIDED)
@@ -154,6 +176,39 @@ def test_merged_weights_are_never_replayed_from_an_older_moment(captures: Captur
     after = rolled(policy, GUIDED)
     assert captures.count == 4
     assert not torch.equal(before.levels[IMAGE].ids, after.levels[IMAGE].ids)
+
+
+@pytest.mark.parametrize("void", ["released", "moved"])
+def test_what_a_dropped_decoder_captured_is_gone_at_once(captures: Captures, void: str) -> None:
+    """A captured step refers to its decoder, which keeps it: the cycle would hold a graph's memory on the GPU."""
+    policy = whole_cache(tiny_policy(merge_rollout=False), graph=True)
+    rolled(policy, GUIDED)
+    steps = [weakref.ref(step) for step in policy.decoder().captured.values()]
+    assert steps
+    gc.disable()
+    try:
+        if void == "released":
+            policy.release_cache()
+        else:
+            policy.janus.lm_head.weight.data = policy.janus.lm_head.weight.data.clone()
+            policy.decoder()
+        assert not any(step() for step in steps)
+    finally:
+        gc.enable()
+
+
+def test_what_the_reference_captured_is_gone_with_it(captures: Captures) -> None:
+    policy = whole_cache(tiny_policy(merge_rollout=False), graph=True)
+    prompts, keys = list(PROMPTS), group_keys(0, "train", 0, range(3), 1)
+    gc.disable()
+    try:
+        with policy.reference() as decoder:
+            roll_out(policy, decoder, prompts, keys, GUIDED)
+            steps = [weakref.ref(step) for step in decoder.captured.values()]
+            assert steps
+        assert not any(step() for step in steps)
+    finally:
+        gc.enable()
 
 
 def test_without_reuse_each_rollout_captures(captures: Captures) -> None:
