@@ -69,7 +69,10 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
         raise UserError(explain(error, overrides, config_name)) from error
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
-    validate(config, config_name)
+    try:
+        validate(config, config_name)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise UserError(explain(error, overrides, config_name)) from error
     return config
 
 

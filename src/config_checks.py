@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.allowed_targets import check_targets
 from src.config import GROUP_SCHEMAS, UserError
 from src.config_entries import ROOT_SCHEMAS
 
@@ -181,10 +182,11 @@ def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
 
 
 def validate(config: Any, root: str = "config") -> None:
-    """Check that the root config `root` has no key but its schema's, and every range in CHECKS.
+    """Check that the root config `root` has no key but its schema's, every target, and every range in CHECKS.
 
     Raises:
-        UserError: naming key, value and what is expected, for the first value out of range.
+        UserError: naming key, value and what is expected, for the first value out of range; for a ``_target_`` that
+            may not be called (`src.allowed_targets`).
     """
     _refuse_unknown(config, ROOT_SCHEMAS[root], "")
     for group, schema in GROUP_SCHEMAS.items():
@@ -192,6 +194,7 @@ def validate(config: Any, root: str = "config") -> None:
         # A part behind a target of its own brings its own keys.
         if node is not None and OmegaConf.is_config(node) and node.get("_target_") == getattr(schema, "_target_", None):
             _refuse_unknown(node, schema, f"{group}.")
+    check_targets(OmegaConf.to_container(config, resolve=True), list(config.get("plugins") or ()))
     for key, (holds, expected) in CHECKS.items():
         value = OmegaConf.select(config, key, default=None)
         if value is None:
