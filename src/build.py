@@ -18,6 +18,7 @@ from src import algorithms
 from src.algorithms.kl import needs_reference, needs_reference_logits
 from src.allowed_targets import check_found
 from src.config import UserError
+from src.masking import MASK, masked_keys
 from src.memory import StepCut
 from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
 from src.rewards.base import RewardError, RewardExpert
@@ -354,6 +355,11 @@ def _made(key: str, node: Any, plugins: Sequence[str], **extra: Any) -> Any:
     """Instantiate a part, if all it names may be called; what goes wrong is told as the user's input at `key`."""
     from hydra.errors import InstantiationException
 
+    if hidden := masked_keys(plain(node), key):
+        raise UserError(
+            f"{hidden[0]}={MASK}: a run folder keeps no secrets; give it on the command line, or this part of the"
+            " config with ${oc.env:NAME} in its place"
+        )
     try:
         check_found(plain(node), plugins, key)
         return instantiate(node, **extra)

@@ -79,7 +79,9 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
 def run(command: Command, arguments: Sequence[str] | None = None) -> int:
     """Run an entry point and return its exit code."""
     from src.config import UserError
+    from src.masking import mask_tracebacks, masked_text
 
+    mask_tracebacks()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "-h" in given or "--help" in given:
         print(help_page(command))
@@ -92,7 +94,7 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
             return _sweep(command, overrides)
         return command.task(compose(overrides, command.config))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted" + (" before anything was trained" if command.name == "train" else ""), file=sys.stderr)
@@ -139,7 +141,10 @@ def help_page(command: Command) -> str:
 def _show(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    print(OmegaConf.to_yaml(config, resolve=True), end="")
+    from src.masking import masked
+
+    shown = masked(OmegaConf.to_container(config, resolve=True))
+    print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
     return 0
 
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from src.allowed_targets import check_targets
 from src.config import GROUP_SCHEMAS, UserError
 from src.config_entries import ROOT_SCHEMAS
+from src.masking import learn
 
 Check = tuple[Callable[[Any], bool], str]  # does the value hold, and what was expected
 
@@ -194,7 +195,9 @@ def validate(config: Any, root: str = "config") -> None:
         # A part behind a target of its own brings its own keys.
         if node is not None and OmegaConf.is_config(node) and node.get("_target_") == getattr(schema, "_target_", None):
             _refuse_unknown(node, schema, f"{group}.")
-    check_targets(OmegaConf.to_container(config, resolve=True), list(config.get("plugins") or ()))
+    plain = OmegaConf.to_container(config, resolve=True)
+    learn(plain)
+    check_targets(plain, list(config.get("plugins") or ()))
     for key, (holds, expected) in CHECKS.items():
         value = OmegaConf.select(config, key, default=None)
         if value is None:

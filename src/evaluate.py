@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.masking import masked_text
 from src.prompt_source import PromptSource, read_prompts, take_out
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
             for name, problem in rewards.problems.items():
                 print(f"warning: {name} left out pictures it failed on, the first: {problem}", file=sys.stderr)
     except RewardError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_FAILED
     print(closing_lines(comparison, out))
     return 0

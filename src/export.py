@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.masking import masked_text
 from src.model_card import CardFacts, complete_card, hub_name
 from src.publish import check_push, check_register, push, register
 
@@ -73,7 +74,7 @@ def export(config: DictConfig) -> int:
     print(f"{'checkpoint' if whole else 'adapter'}: {out}")
     if config.register:
         uri, version = register(out, registered_name, facts.run, config.tracking_uri)
-        print(f"registered: {registered_name}, version {version}, in {uri}")
+        print(masked_text(f"registered: {registered_name}, version {version}, in {uri}"))
     if config.push_to_hub:
         print(f"pushed: {push(out, config.repo, config.private)}")
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.masking import masked_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +27,7 @@ def upload(config: DictConfig) -> int:
     """
     from src.export import find_run
     from src.loggers.mlflow_journal import write_journal
-    from src.loggers.store import locate_store
+    from src.loggers.store import locate_store, noted_uri
     from src.training.run_folder import RunFolder
 
     if config.run is None:
@@ -35,14 +36,16 @@ def upload(config: DictConfig) -> int:
     rows = metric_rows(folder)
     journal = journal_of(folder)
     experiment = config.experiment or journal.experiment
-    store = locate_store(config.tracking_uri or journal.tracking_uri, folder.path.parent, key="tracking_uri")
+    store = locate_store(config.tracking_uri or noted_uri(journal.tracking_uri), folder.path.parent, key="tracking_uri")
     if store.unreachable is not None:
         raise UserError(f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable})")
     from mlflow.exceptions import MlflowException
 
     from src.loggers.mlflow_writer import Writer
 
-    writer = Writer(lambda kind, text: print(f"mlflow: {text}", file=sys.stderr) if kind == "warning" else None)
+    writer = Writer(
+        lambda kind, text: print(masked_text(f"mlflow: {text}"), file=sys.stderr) if kind == "warning" else None
+    )
     try:
         writer.prepare(store.uri, experiment, None if store.artifacts is None else str(store.artifacts))
         known = journal.run_in(store.uri)
@@ -58,7 +61,8 @@ def upload(config: DictConfig) -> int:
     summary = folder.read_summary() or {}
     writer.finish("FINISHED" if summary.get("finished") else "KILLED")
     write_journal(folder, journal.with_run(store.uri, run_id, pending=False))
-    print(f"{store.uri}, run {run_id}: {written} of {len(rows)} figures and {files} files were missing, now written")
+    where = masked_text(f"{store.uri}, run {run_id}")
+    print(f"{where}: {written} of {len(rows)} figures and {files} files were missing, now written")
     return 0
 
 

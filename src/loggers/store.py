@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from src.config import UserError
+from src.masking import MASK, masked_text
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REACH_SECONDS = 5.0
@@ -51,6 +52,23 @@ def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracki
             " MLflow no longer keeps runs in plain folders"
         )
     return Store(uri, None)
+
+
+def noted_uri(uri: str | None) -> str | None:
+    """A tracking URI out of a run folder, which keeps no passwords: one with a password comes from the environment.
+
+    Raises:
+        UserError: where MLFLOW_TRACKING_URI is another store's.
+    """
+    if uri is None or MASK not in uri:
+        return uri
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if masked_text(given) != uri:
+        raise UserError(
+            f"tracking_uri: the run was logged to {uri}, and its folder keeps no password; give tracking_uri=URI, or"
+            " set MLFLOW_TRACKING_URI"
+        )
+    return given
 
 
 def _sqlite(uri: str, key: str, create: bool) -> Store:
