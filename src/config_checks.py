@@ -31,7 +31,12 @@ def _one_of(*choices: str) -> Check:
     return lambda value: value in choices, "one of " + ", ".join(choices)
 
 
+def _is_file_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0") and len(text.encode(errors="replace")) <= 200
+
+
 CHECKS: dict[str, Check] = {
+    "run.name": (_is_file_name, "the name of a folder: no slash, at most 200 bytes (run.dir takes a path)"),
     "run.seed": _NOT_NEGATIVE,
     "rollout.group_size": (lambda v: v >= 2, "an integer >= 2 (a group is compared within itself)"),
     "rollout.prompts_per_step": _AT_LEAST_ONE,

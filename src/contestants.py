@@ -34,7 +34,7 @@ class Contestant:
     @property
     def folder_name(self) -> str:
         """The name as part of a path."""
-        return re.sub(r"[^\w.-]", "_", self.name)
+        return re.sub(r"^\.+|[^\w.-]", "_", self.name)[:100]
 
     def facts(self) -> dict[str, str | None]:
         """Where it comes from."""

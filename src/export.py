@@ -238,8 +238,10 @@ def checkpoint_of_model(model: dict[str, Any]) -> str:
 
 
 def _base(path: str, named_by: str) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    from src.policies.weight_files import could_be_path
+
+    folder = Path(path).expanduser() if could_be_path(path) else None
+    if folder is None or not folder.is_dir():
         raise UserError(f"{named_by}: its base checkpoint {path} is not there (any more); give base=PATH")
     return folder
 

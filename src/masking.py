@@ -17,7 +17,7 @@ from typing import Any
 MASK = "********"
 # Shorter ones are masked under their key, but not looked for elsewhere: they would blank out ordinary words.
 SHORTEST_KNOWN = 6
-_KEYS = "(?:api|access|secret|private)_?key"
+_KEYS = "(?:api|access|secret|private)[_-]?key"
 _SECRET = f"(?:token|password|passwd|passphrase|pwd|secret|credentials?|authorization|{_KEYS})"
 _SECRET_NAME = re.compile(rf"(?:.*[._-])?{_SECRET}", re.IGNORECASE)
 # What tokenizers call their special tokens.
@@ -29,7 +29,7 @@ _QUERY = re.compile(
     r"(?<=[?&;])([\w.~-]*?(?:key|token|password|secret|signature|sig|auth|credential))=[^&;\s#'\"]+", re.I
 )
 _NAMED = re.compile(
-    rf"(?P<name>[\w.\[\]-]*{_SECRET})(?P<sign>=|[\"']\s*:\s*|:\s*(?=[\"']))(?P<value>\"[^\"]*\"|'[^']*'|[^\s,}}\])]+)",
+    rf"(?<![?&;\w.\[\]-])(?P<name>[\w.\[\]-]*{_SECRET})(?P<sign>=|[\"']\s*:\s*|:\s*(?=[\"']))(?P<value>\"[^\"]*\"|'[^']*'|[^\s,}}\])]+)",
     re.I,
 )
 _HEADER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)

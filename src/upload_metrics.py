@@ -111,17 +111,25 @@ def journal_of(folder: RunFolder) -> Journal:
 def upload_files(writer: Writer, folder: RunFolder) -> int:
     """Upload the run's artifacts and validation sheets that the store lacks; returns how many (a folder is one)."""
     from src.training.callbacks.sheets import KEY
+    from src.training.run_folder import leads_out
 
     there = {item.path for item in writer.client.list_artifacts(writer.run_id)}
     sheets = [folder.samples("before"), folder.samples("after")]
     paths = (folder.config, *sheets, folder.adapter, folder.test_samples("after"), folder.summary)
     missing = [path for path in paths if path.exists() and path.name not in there]
+    pictures = folder.validation_sheets()
+    # A run folder may be somebody else's: only what lies in it is sent away.
+    for path in (*missing, *pictures.values()):
+        if (link := leads_out(folder.path, path)) is not None:
+            raise UserError(
+                f"{link}: is a link out of the run's folder; put the file itself in its place, or delete it"
+            )
     for path in missing:
         if path.is_dir():
             writer.client.log_artifacts(writer.run_id, str(path), path.name)
         else:
             writer.client.log_artifact(writer.run_id, str(path))
-    drawn = [writer.fill_image(str(path), KEY, step) for step, path in folder.validation_sheets().items()]
+    drawn = [writer.fill_image(str(path), KEY, step) for step, path in pictures.items()]
     return len(missing) + sum(drawn)
 
 

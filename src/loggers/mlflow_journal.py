@@ -17,9 +17,9 @@ UPLOAD = "python -m src.upload_metrics"
 class Journal:
     """One run in one store.
 
-    tracking_uri: with its password masked, as are the keys of `uploaded`. run_id: None while the store has no such run. name, tags, parameters, datasets: what it begins with. pending:
-    whether something did not get there; then `src.upload_metrics` has work to do. uploaded: run ids in other stores,
-    by URI.
+    tracking_uri: its password masked, as those of `uploaded`. run_id: None while the store has no such run. name,
+    tags, parameters, datasets: what it begins with. pending: whether something did not get there; then
+    `src.upload_metrics` has work to do. uploaded: run ids in other stores, by URI.
     """
 
     tracking_uri: str | None
