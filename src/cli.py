@@ -51,7 +51,6 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -65,10 +64,11 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = hydra_compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides, config_name)) from error
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
+    except Exception as error:
+        # Hydra's and OmegaConf's own, and what odd words make them stumble over: nothing else runs in there.
+        raise UserError(explain(error, overrides, config_name)) from error
     try:
         validate(config, config_name)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere

@@ -175,8 +175,12 @@ CHECKS: dict[str, Check] = {
 
 
 def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
-    """Raise UserError for keys outside of the schema: Hydra's ``+key=value`` adds them past every type."""
+    """Raise UserError for keys outside of the schema, which Hydra's ``+key=value`` adds past every type, and for those
+    that ``~key`` took out.
+    """
     known = {item.name: item for item in fields(schema)}
+    if missing := [name for name in known if name not in node.keys()]:  # noqa: SIM118 (`in` passes over null)
+        raise UserError(f"{prefix}{missing[0]}: was taken out; set it to another value, ~ is for what a dict holds")
     for key in node:
         if key == "hydra" and not prefix:
             continue

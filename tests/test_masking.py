@@ -183,7 +183,7 @@ def test_a_run_writes_no_secret_and_resumes(tmp_path: Path) -> None:
     world, run, root = write_world(tmp_path / "world"), tmp_path / "runs" / "run", tmp_path / "runs"
     planted: dict[str, Any] = {
         "+rewards.experts.red.api_key": f"{PLANTED}-config",
-        "+rewards.experts.red.endpoint": f"https://user:{PLANTED}-url@example.org?token={PLANTED}-query",
+        "+rewards.experts.red.endpoint": f"'https://user:{PLANTED}-url@example.org?token={PLANTED}-query'",
         "+rewards.experts.red.from_environment": "'${oc.env:JUDGE_PASSWORD}'",
         "+rewards.experts.red._target_": "tests.training.experts.Keyed",
         "logger": "mlflow",

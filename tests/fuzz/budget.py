@@ -18,16 +18,24 @@ ROUND = 1000
 MORE = [pytest.param(None, id="few"), pytest.param(ROUND, id="many", marks=pytest.mark.slow)]
 
 
-def fuzz(name: str, inputs: SearchStrategy[Any], check: Callable[[Any], str], few: int, many: int | None) -> None:
+def fuzz(
+    name: str,
+    inputs: SearchStrategy[Any],
+    check: Callable[[Any], str],
+    few: int,
+    many: int | None,
+    share: float = 1.0,
+) -> None:
     """Call `check` with `few` inputs, or `many`; it names what came of one, and fails for what must not come.
 
-    Outcomes are counted, so that a test that only ever meets one of them is seen.
+    Outcomes are counted, so that a test that only ever meets one of them is seen. share: of the seconds that
+    FUZZ_SECONDS gives.
     """
-    seconds = float(os.environ.get(SECONDS, 0))
+    seconds = share * float(os.environ.get(SECONDS, 0))
     outcomes: Counter[str] = Counter()
     start, number = time.monotonic(), 0
     while True:
-        examples = ROUND if seconds else many or few
+        examples = 3 * few if seconds else many or few
         # Fixed seeds in the suite: it says the same of the same code.
         one = _round(number if seconds else 0, examples, inputs, lambda value: outcomes.update([check(value)]))
         one()

@@ -137,7 +137,7 @@ def test_bodies(many: int | None) -> None:
             assert len(said["detail"]) < 2000
         return f"HTTP {status}"
 
-    fuzz("server's endpoint", bodies, check, 150, many)
+    fuzz("server's endpoint", bodies, check, 60, many)
 
 
 @pytest.mark.parametrize("many", MORE)
@@ -182,7 +182,7 @@ def test_the_guard(many: int | None) -> None:
             "headers": st.lists(header, max_size=4),
         }
     )
-    fuzz("guard", scopes, check, 200, many)
+    fuzz("guard", scopes, check, 60, many, share=0.1)
 
 
 @pytest.mark.parametrize("many", MORE)
@@ -211,4 +211,4 @@ def test_answers(many: int | None) -> None:
         assert torch.get_default_dtype() == torch.float32
         return type(answers["a"]).__name__
 
-    fuzz("client", whole, check, 200, many)
+    fuzz("client", whole, check, 100, many, share=0.1)
