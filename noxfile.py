@@ -59,6 +59,15 @@ def tests_faults(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random prompt files, command lines and requests: so many seconds each (300, or `nox -s fuzz -- 60`)."""
+    _install(session, "-e", TEST_EXTRAS)
+    seconds, *more = session.posargs or ["300"]
+    budget = {**ONE_THREAD, "FUZZ_SECONDS": seconds}
+    session.run("pytest", "-s", "-m", "not slow", "tests/fuzz", *more, env=budget)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and formatting."""
     _install(session, "ruff")

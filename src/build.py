@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
 from src.algorithms.kl import needs_reference, needs_reference_logits
+from src.allowed_targets import check_found
 from src.config import UserError
+from src.masking import MASK, masked_keys
 from src.memory import StepCut
 from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
 from src.rewards.base import RewardError, RewardExpert
@@ -45,13 +47,19 @@ def device(config: DictConfig | None = None) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
 
 
+def plugins(config: DictConfig) -> list[str]:
+    """The packages that ``plugins=`` lets a config name code of."""
+    return list(config.get("plugins") or ())
+
+
 def build_data(config: DictConfig) -> Any:
     """The prompt data module, its files read.
 
     Raises:
         UserError: for a missing or malformed prompts file, with its line.
     """
-    module = _made("data", config.data, prompts_per_step=config.rollout.prompts_per_step, seed=config.run.seed)
+    keyed = {"prompts_per_step": config.rollout.prompts_per_step, "seed": config.run.seed}
+    module = _made("data", config.data, plugins(config), **keyed)
     try:
         module.setup("fit")
     except (ValueError, OSError) as error:
@@ -68,7 +76,8 @@ def build_policy(config: DictConfig) -> Policy:
     torch.manual_seed(config.run.seed)
     # "auto" asks for a GPU; told to leave it alone, the weights stay in what a CPU computes in.
     on_cpu = config.model.get("dtype") == "auto" and device(config).type == "cpu"
-    policy = _made("model", config.model, _convert_="all", **({"dtype": "float32"} if on_cpu else {}))
+    dtype = {"dtype": "float32"} if on_cpu else {}
+    policy = _made("model", config.model, plugins(config), _convert_="all", **dtype)
     if isinstance(policy, HasEngine):
         policy.engine = engine_settings(config)
     return policy
@@ -88,7 +97,7 @@ def build_rewards(config: DictConfig) -> RewardEnsemble:
     remote = _remote(rewards, [name for name in names if name not in here])
     try:
         return RewardEnsemble(
-            build_experts(rewards, here),
+            build_experts(rewards, here, plugins(config)),
             plain(rewards.weights),
             rewards.combine,
             plain(rewards.normalise),
@@ -101,18 +110,18 @@ def build_rewards(config: DictConfig) -> RewardEnsemble:
         raise UserError(str(error)) from error
 
 
-def build_experts(rewards: Any, names: Sequence[str]) -> dict[str, RewardExpert]:
+def build_experts(rewards: Any, names: Sequence[str], plugins: Sequence[str]) -> dict[str, RewardExpert]:
     """The experts `names` of a ``rewards`` config (node or plain)."""
-    return {name: _made(f"rewards.experts.{name}", rewards["experts"][name]) for name in names}
+    return {name: _made(f"rewards.experts.{name}", rewards["experts"][name], plugins) for name in names}
 
 
-def served_experts(rewards: Mapping[str, Any], device: str) -> LocalExperts:
+def served_experts(rewards: Mapping[str, Any], plugins: Sequence[str], device: str) -> LocalExperts:
     """All experts of a plain ``rewards`` config, on `device` where it says nothing else: what a server's worker does.
 
     Raises:
         UserError: for an expert that cannot be made.
     """
-    return LocalExperts(build_experts(rewards, list(rewards["experts"])), rewards["devices"]).to(device)
+    return LocalExperts(build_experts(rewards, list(rewards["experts"]), plugins), rewards["devices"]).to(device)
 
 
 def checked_devices(rewards: Any) -> dict[str, str]:
@@ -342,12 +351,20 @@ def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble, cu
     )
 
 
-def _made(key: str, node: Any, **extra: Any) -> Any:
-    """Instantiate a part; what goes wrong inside is told as the user's input at `key`."""
+def _made(key: str, node: Any, plugins: Sequence[str], **extra: Any) -> Any:
+    """Instantiate a part, if all it names may be called; what goes wrong is told as the user's input at `key`."""
     from hydra.errors import InstantiationException
 
+    if hidden := masked_keys(plain(node), key):
+        raise UserError(
+            f"{hidden[0]}={MASK}: a run folder keeps no secrets; give it on the command line, or this part of the"
+            " config with ${oc.env:NAME} in its place"
+        )
     try:
+        check_found(plain(node), plugins, key)
         return instantiate(node, **extra)
+    except ImportError as error:
+        raise UserError(f"{key}: {error}") from error
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, (ValueError, TypeError, OSError, ImportError, AttributeError)):

@@ -55,7 +55,6 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -69,18 +68,24 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = hydra_compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides, config_name)) from error
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
-    validate(config, config_name)
+    except Exception as error:
+        # Hydra's and OmegaConf's own, and what odd words make them stumble over: nothing else runs in there.
+        raise UserError(explain(error, overrides, config_name)) from error
+    try:
+        validate(config, config_name)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise UserError(explain(error, overrides, config_name)) from error
     return config
 
 
 def run(command: Command, arguments: Sequence[str] | None = None) -> int:
     """Run an entry point and return its exit code."""
     from src.config import UserError
+    from src.masking import mask_tracebacks, masked_text
 
+    mask_tracebacks()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "-h" in given or "--help" in given:
         print(help_page(command))
@@ -94,7 +99,7 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
             return _sweep(command, overrides)
         return command.task(compose(overrides, command.config))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted" + (" before anything was trained" if command.name == "train" else ""), file=sys.stderr)
@@ -141,7 +146,10 @@ def help_page(command: Command) -> str:
 def _show(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    print(OmegaConf.to_yaml(config, resolve=True), end="")
+    from src.masking import masked
+
+    shown = masked(OmegaConf.to_container(config, resolve=True))
+    print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
     return 0
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from src.config import CONFIGS
 
+LONGEST = 1000  # characters of somebody else's message
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean x?``, or nothing where no known word is close."""
@@ -63,7 +65,7 @@ def explain(error: BaseException, overrides: Sequence[str], root: str = "config"
             told = tell(found, text)
             if told:
                 return told if any(char in told for char in "=:") else f"{told} (in: {' '.join(overrides)})"
-    return _first_lines(text)
+    return _first_lines(text) or f"{type(error).__name__} (in: {' '.join(overrides)})"
 
 
 def explain_yaml(error: Exception) -> str:
@@ -134,4 +136,5 @@ def _short(path: str | Path) -> str:
 
 
 def _first_lines(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+    told = " ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+    return told if len(told) <= LONGEST else f"{told[:LONGEST]}..."

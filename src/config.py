@@ -299,6 +299,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     kernels: str = "auto"
+    plugins: list[str] = field(default_factory=list)  # packages whose code `_target_` may name; docs/EXTENDING.md
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 

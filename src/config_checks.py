@@ -9,8 +9,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.allowed_targets import check_targets
 from src.config import GROUP_SCHEMAS, UserError
 from src.config_entries import ROOT_SCHEMAS
+from src.masking import learn
 
 Check = tuple[Callable[[Any], bool], str]  # does the value hold, and what was expected
 
@@ -29,7 +31,12 @@ def _one_of(*choices: str) -> Check:
     return lambda value: value in choices, "one of " + ", ".join(choices)
 
 
+def _is_file_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0") and len(text.encode(errors="replace")) <= 200
+
+
 CHECKS: dict[str, Check] = {
+    "run.name": (_is_file_name, "the name of a folder: no slash, at most 200 bytes (run.dir takes a path)"),
     "run.seed": _NOT_NEGATIVE,
     "rollout.group_size": (lambda v: v >= 2, "an integer >= 2 (a group is compared within itself)"),
     "rollout.prompts_per_step": _AT_LEAST_ONE,
@@ -168,8 +175,12 @@ CHECKS: dict[str, Check] = {
 
 
 def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
-    """Raise UserError for keys outside of the schema: Hydra's ``+key=value`` adds them past every type."""
+    """Raise UserError for keys outside of the schema, which Hydra's ``+key=value`` adds past every type, and for those
+    that ``~key`` took out.
+    """
     known = {item.name: item for item in fields(schema)}
+    if missing := [name for name in known if name not in node.keys()]:  # noqa: SIM118 (`in` passes over null)
+        raise UserError(f"{prefix}{missing[0]}: was taken out; set it to another value, ~ is for what a dict holds")
     for key in node:
         if key == "hydra" and not prefix:
             continue
@@ -181,10 +192,11 @@ def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
 
 
 def validate(config: Any, root: str = "config") -> None:
-    """Check that the root config `root` has no key but its schema's, and every range in CHECKS.
+    """Check that the root config `root` has no key but its schema's, every target, and every range in CHECKS.
 
     Raises:
-        UserError: naming key, value and what is expected, for the first value out of range.
+        UserError: naming key, value and what is expected, for the first value out of range; for a ``_target_`` that
+            may not be called (`src.allowed_targets`).
     """
     _refuse_unknown(config, ROOT_SCHEMAS[root], "")
     for group, schema in GROUP_SCHEMAS.items():
@@ -192,6 +204,9 @@ def validate(config: Any, root: str = "config") -> None:
         # A part behind a target of its own brings its own keys.
         if node is not None and OmegaConf.is_config(node) and node.get("_target_") == getattr(schema, "_target_", None):
             _refuse_unknown(node, schema, f"{group}.")
+    plain = OmegaConf.to_container(config, resolve=True)
+    learn(plain)
+    check_targets(plain, list(config.get("plugins") or ()))
     for key, (holds, expected) in CHECKS.items():
         value = OmegaConf.select(config, key, default=None)
         if value is None:

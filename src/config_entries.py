@@ -39,6 +39,7 @@ class PaintingConfig:
     top_p: float | None = None
     guidance_scale: float | None = None
     max_plan_tokens: int | None = None
+    plugins: list[str] = field(default_factory=list)  # packages whose code `_target_` may name; a run's do not count
 
 
 @dataclass
@@ -185,6 +186,7 @@ class ServeRewardsConfig:
     host: str = "127.0.0.1"  # 127.0.0.1 | 0.0.0.0 | ::; all but the first need a token
     port: int = 8000
     token_file: str | None = None  # null: the environment's BICOT_REWARDS_TOKEN, if set
+    plugins: list[str] = field(default_factory=list)  # packages whose code `_target_` may name
     accelerator: str = "auto"  # auto | cpu | cuda | mps
     devices: Any = "auto"  # how many of them
     workers: int = 1  # processes a device, each with the experts' weights

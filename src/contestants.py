@@ -34,7 +34,7 @@ class Contestant:
     @property
     def folder_name(self) -> str:
         """The name as part of a path."""
-        return re.sub(r"[^\w.-]", "_", self.name)
+        return re.sub(r"^\.+|[^\w.-]", "_", self.name)[:100]
 
     def facts(self) -> dict[str, str | None]:
         """Where it comes from."""
@@ -50,13 +50,14 @@ Found = tuple[Contestant, Path | None]
 class Field:
     """The contestants, the base first; the model config of the base, how all sample, and the first run's config.
 
-    `trained` is None where no contestant is a run.
+    `trained` is None where no contestant is a run. plugins: the packages whose code the model config may name.
     """
 
     contestants: tuple[Contestant, ...]
     model: dict[str, Any]
     sampling: dict[str, Any]
     trained: dict[str, Any] | None
+    plugins: tuple[str, ...] = ()
 
 
 def locate(config: DictConfig) -> Field:
@@ -65,6 +66,7 @@ def locate(config: DictConfig) -> Field:
     Raises:
         UserError: for a run or adapter that is not there, two of one name, or different bases.
     """
+    from src.allowed_targets import check_targets
     from src.build import plain
 
     found = [] if config.run is None else [_run(None, find_run(config.run), config.base)]
@@ -81,7 +83,9 @@ def locate(config: DictConfig) -> Field:
         # A fresh adapter changes nothing, and with one the weights are not copied; the others go beside it.
         model |= {"lora": {}, "adapter": None}
     sampling = dict(plain(config.sampling)) | ({} if trained is None else sampling_of_run(trained))
-    return Field(contestants, model, sampling | sampling_asked_for(config), trained)
+    # A run's config is a file, maybe somebody else's.
+    check_targets(model, config.plugins, "model")
+    return Field(contestants, model, sampling | sampling_asked_for(config), trained, tuple(config.plugins))
 
 
 def load(field: Field) -> Policy:
@@ -96,7 +100,8 @@ def load(field: Field) -> Policy:
     from src.policies.switching import add_adapter, check_weights_fit
 
     _check_shapes(field)
-    policy: Any = build.build_policy(OmegaConf.create({"run": {"seed": 0}, "model": field.model}))
+    given = {"run": {"seed": 0}, "model": field.model, "plugins": list(field.plugins)}
+    policy: Any = build.build_policy(OmegaConf.create(given))
     policy = policy.to(build.device()).eval()
     for number, contestant in enumerate(field.contestants):
         try:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.masking import masked_text
 from src.prompt_source import PromptSource, read_prompts, take_out
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
             for name, problem in rewards.problems.items():
                 print(f"warning: {name} left out pictures it failed on, the first: {problem}", file=sys.stderr)
     except RewardError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_FAILED
     print(closing_lines(comparison, out))
     return 0
@@ -98,7 +99,8 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
             raise UserError("data: missing; no run says which prompts: give data=shapes, prompts_file=PATH or run=DIR")
         # The seed of a run is that of its hold-out, where one file was split.
         run = {"seed": (trained.get("run") or {}).get("seed", 0)}
-        made = build.build_data(OmegaConf.create({"data": data, "rollout": {"prompts_per_step": 1}, "run": run}))
+        keyed = {"rollout": {"prompts_per_step": 1}, "run": run, "plugins": config.plugins}
+        made = build.build_data(OmegaConf.create({"data": data, **keyed}))
         given = tuple(made.test_records)
     numbered = dict(enumerate(given))
     if config.kinds is not None:
@@ -130,7 +132,7 @@ def experts(config: DictConfig, field: Field) -> RewardEnsemble:
         )
     # A run made by an earlier version does not say what has come since.
     whole = OmegaConf.merge(OmegaConf.structured(RewardsConfig), chosen)
-    return build.build_rewards(OmegaConf.create({"rewards": whole}))
+    return build.build_rewards(OmegaConf.create({"rewards": whole, "plugins": config.plugins}))
 
 
 def evaluation_settings(config: DictConfig, field: Field) -> EvaluationSettings:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.masking import masked_text
 from src.model_card import CardFacts, complete_card, hub_name
 from src.publish import check_push, check_register, push, register
 
@@ -73,7 +74,7 @@ def export(config: DictConfig) -> int:
     print(f"{'checkpoint' if whole else 'adapter'}: {out}")
     if config.register:
         uri, version = register(out, registered_name, facts.run, config.tracking_uri)
-        print(f"registered: {registered_name}, version {version}, in {uri}")
+        print(masked_text(f"registered: {registered_name}, version {version}, in {uri}"))
     if config.push_to_hub:
         print(f"pushed: {push(out, config.repo, config.private)}")
     return 0
@@ -237,8 +238,10 @@ def checkpoint_of_model(model: dict[str, Any]) -> str:
 
 
 def _base(path: str, named_by: str) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    from src.policies.weight_files import could_be_path
+
+    folder = Path(path).expanduser() if could_be_path(path) else None
+    if folder is None or not folder.is_dir():
         raise UserError(f"{named_by}: its base checkpoint {path} is not there (any more); give base=PATH")
     return folder
 

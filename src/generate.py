@@ -97,13 +97,15 @@ def generate(config: DictConfig, source: PromptSource) -> int:
 
 
 def choose_model(config: DictConfig) -> dict[str, Any]:
-    """What to load and how to sample: ``model`` (its config), ``weights`` (of full fine-tuning) and ``sampling``.
+    """What to load and how to sample: ``model`` (its config, built with the code of ``plugins``), ``weights`` (of full
+    fine-tuning) and ``sampling``.
 
     A run brings its model and its sampling; what the command line says about sampling comes before both.
 
     Raises:
-        UserError: for a run or adapter that is not there.
+        UserError: for a run or adapter that is not there, or a run whose config names code that is not allowed.
     """
+    from src.allowed_targets import check_targets
     from src.build import plain
 
     if config.run is not None and config.adapter is not None:
@@ -125,7 +127,11 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
         model |= {"path": str(source.base), "adapter": str(source.adapter)}
     elif config.base is not None:
         model["path"] = config.base
-    return {"model": model, "weights": weights, "sampling": sampling | sampling_asked_for(config)}
+    plugins = list(config.plugins)
+    # A run's config is a file, maybe somebody else's.
+    check_targets(model, plugins, "model")
+    sampling |= sampling_asked_for(config)
+    return {"model": model, "weights": weights, "sampling": sampling, "plugins": plugins}
 
 
 def sampling_asked_for(config: DictConfig) -> dict[str, Any]:
@@ -182,7 +188,8 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     model = dict(chosen["model"])
     if "lora" in model and model.get("adapter") is None and chosen["weights"] is None:
         model["lora"] = {}
-    policy: Any = build.build_policy(OmegaConf.create({"run": {"seed": 0}, "model": model}))
+    given = {"run": {"seed": 0}, "model": model, "plugins": chosen["plugins"]}
+    policy: Any = build.build_policy(OmegaConf.create(given))
     if chosen["weights"] is not None:
         from safetensors.torch import load_file
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import ROOT
+from src.training.run_folder import leads_out
 
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 PUBLISHERS = ("deepseek-ai", "deepseek-community")  # of Janus-Pro, whose weights have a licence of their own
@@ -170,7 +171,8 @@ def _samples(folder: Path, facts: CardFacts) -> str:
     lines = []
     for when in ("before", "after"):
         sheet = None if facts.run is None else facts.run / f"samples_{when}.png"
-        if sheet is not None and sheet.is_file():
+        # A link would carry some other file of this machine to where the card goes.
+        if sheet is not None and facts.run is not None and sheet.is_file() and leads_out(facts.run, sheet) is None:
             shutil.copyfile(sheet, folder / sheet.name)
             lines += ["", f"{when.capitalize()} training:", "", f"![samples {when} training]({sheet.name})"]
     return "\n".join(["## Samples", *lines]) if lines else ""

@@ -61,7 +61,8 @@ def registry_of(run: Path | None, tracking_uri: str | None) -> tuple[str, str | 
     Raises:
         UserError: for a store that MLflow cannot use.
     """
-    from src.loggers.store import locate_store
+    from src.loggers.store import locate_store, noted_uri
+    from src.masking import masked_text
 
     known: dict[str, str] = {}
     if run is not None and (run / "mlflow.json").is_file():
@@ -69,9 +70,15 @@ def registry_of(run: Path | None, tracking_uri: str | None) -> tuple[str, str | 
             known = json.loads((run / "mlflow.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{run / 'mlflow.json'}: not valid JSON ({error})") from error
-    uri = tracking_uri or known.get("tracking_uri")
+        if not isinstance(known, dict):
+            raise UserError(f"{run / 'mlflow.json'}: not what src.train writes; give tracking_uri=URI without run=")
+    uri = tracking_uri or noted_uri(known.get("tracking_uri"))
     store = locate_store(uri, Path("runs") if run is None else run.absolute().parent)
-    return store.uri, known.get("run_id") if store.uri == known.get("tracking_uri") else None, store.artifacts
+    return (
+        store.uri,
+        known.get("run_id") if masked_text(store.uri) == known.get("tracking_uri") else None,
+        store.artifacts,
+    )
 
 
 def register(folder: Path, name: str, run: Path | None, tracking_uri: str | None) -> tuple[str, int]:

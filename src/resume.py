@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.config import UserError
+from src.masking import masked
 from src.training.console import say
 from src.training.run_folder import RunFolder, newest_unfinished, write_text
 from src.training.sound_files import checksum_path, damage
@@ -136,11 +137,12 @@ def check_settings(folder: RunFolder, config: DictConfig) -> None:
     """
     if not folder.config.is_file():
         return
-    made = OmegaConf.load(folder.config)
+    # The file keeps no secrets: what is masked in both is taken for the same.
+    made, now = (_masked(given) for given in (OmegaConf.load(folder.config), config))
     changes = {
-        name: (OmegaConf.select(made, name), OmegaConf.select(config, name))
+        name: (OmegaConf.select(made, name), OmegaConf.select(now, name))
         for key in FIXED
-        for name in difference(_plain(made, key), _plain(config, key), key)
+        for name in difference(_plain(made, key), _plain(now, key), key)
         if not any(name == free or name.startswith(f"{free}.") for free in FREE)
     }
     if not changes:
@@ -162,6 +164,10 @@ def difference(old: Any, new: Any, key: str) -> list[str]:
         names = dict.fromkeys([*old, *new])
         return [found for name in names for found in difference(old.get(name), new.get(name), f"{key}.{name}")]
     return [] if old == new else [key]
+
+
+def _masked(config: Any) -> DictConfig:
+    return OmegaConf.create(masked(OmegaConf.to_container(config, resolve=True)))
 
 
 def _plain(config: Any, key: str) -> Any:

@@ -47,7 +47,7 @@ def serve_rewards(config: DictConfig) -> int:
 
     rewards = build.plain(config.rewards)
     api = ScoringAPI(
-        partial(build.served_experts, rewards),
+        partial(build.served_experts, rewards, build.plugins(config)),
         rewards["experts"],
         Limits(config.max_images, config.max_pixels, config.max_bytes),
         config.max_batch,

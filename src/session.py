@@ -20,6 +20,7 @@ from src import build
 from src.config import UserError
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts, dataset_facts
+from src.masking import masked
 from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.resume import check_settings, finished_batches, refuse_other_weights
@@ -96,7 +97,7 @@ class Session:
         if checkpoint is not None:
             refuse_other_weights(checkpoint, module.trained_state())
         if trainer.is_global_zero:
-            write_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
+            write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(masked(facts.config))))
         log_parameters(loggers, facts)
         watchdog = Watchdog(config.watchdog.seconds, folder.what_is_left)
         return cls(trainer, module, data, report, stop, loop, watchdog, rank_watch)

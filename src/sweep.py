@@ -95,7 +95,9 @@ def _parent(command: Command, overrides: Sequence[str]) -> list[str]:
     except OverrideParseException as error:
         raise UserError(explain(error, overrides, command.config)) from error
     # Where the runs are logged does not depend on what is swept.
-    config = compose([str(word.input_line) for word in parsed if not word.is_sweep_override()], command.config)
+    fixed = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
+    config = compose(fixed, command.config)
+    _check_hydra(fixed, command.config, list(config.plugins))
     logger = config.logger
     if logger.get("_target_") != LoggerConfig._target_ or logger.parent is not None:
         return []
@@ -104,6 +106,20 @@ def _parent(command: Command, overrides: Sequence[str]) -> list[str]:
     tags = {"sweep": " ".join(overrides)}
     run_id = start_parent(logger.tracking_uri, Path(config.run.root), logger.experiment, config.run.name, tags)
     return [] if run_id is None else [f"logger.parent={run_id}"]
+
+
+def _check_hydra(overrides: Sequence[str], config_name: str, plugins: Sequence[str]) -> None:
+    """Refuse a launcher, sweeper, callback or log handler that may not be called; nothing of it is imported."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from src.allowed_targets import check_hydra
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        whole = compose(config_name, list(overrides), return_hydra_config=True)
+    # Unresolved: some of it is known in a job only. An interpolation is no allowed target.
+    hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)
+    check_hydra(hydra, plugins)
 
 
 def job_number() -> int | None:

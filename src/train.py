@@ -31,6 +31,7 @@ def train(config: DictConfig) -> int:
     0 done; 1 stopped by a fault that the message names (a reward or loss that is no number, want of memory, a full
     disk, a rank that died); 130 / 143 interrupted with everything saved. The watchdog ends the process with 124.
     """
+    from src.masking import masked_text
     from src.resume import locate
     from src.rewards.base import RewardError
     from src.session import Session
@@ -56,7 +57,7 @@ def train(config: DictConfig) -> int:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code
     except (NonFiniteError, RewardError, DoesNotFit, CannotSave, DamagedFile, RankLost) as error:
-        print(f"error: {error}; {folder.what_is_left()}", file=sys.stderr, flush=True)
+        print(masked_text(f"error: {error}; {folder.what_is_left()}"), file=sys.stderr, flush=True)
         session.end_others()
         return EXIT_FAILED
     if session.is_global_zero:

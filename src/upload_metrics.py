@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from src import cli
 from src.config import UserError
+from src.masking import masked_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +27,7 @@ def upload(config: DictConfig) -> int:
     """
     from src.export import find_run
     from src.loggers.mlflow_journal import write_journal
-    from src.loggers.store import locate_store
+    from src.loggers.store import locate_store, noted_uri
     from src.training.run_folder import RunFolder
 
     if config.run is None:
@@ -35,14 +36,16 @@ def upload(config: DictConfig) -> int:
     rows = metric_rows(folder)
     journal = journal_of(folder)
     experiment = config.experiment_name or journal.experiment
-    store = locate_store(config.tracking_uri or journal.tracking_uri, folder.path.parent, key="tracking_uri")
+    store = locate_store(config.tracking_uri or noted_uri(journal.tracking_uri), folder.path.parent, key="tracking_uri")
     if store.unreachable is not None:
         raise UserError(f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable})")
     from mlflow.exceptions import MlflowException
 
     from src.loggers.mlflow_writer import Writer
 
-    writer = Writer(lambda kind, text: print(f"mlflow: {text}", file=sys.stderr) if kind == "warning" else None)
+    writer = Writer(
+        lambda kind, text: print(masked_text(f"mlflow: {text}"), file=sys.stderr) if kind == "warning" else None
+    )
     try:
         writer.prepare(store.uri, experiment, None if store.artifacts is None else str(store.artifacts))
         known = journal.run_in(store.uri)
@@ -58,7 +61,8 @@ def upload(config: DictConfig) -> int:
     summary = folder.read_summary() or {}
     writer.finish("FINISHED" if summary.get("finished") else "KILLED")
     write_journal(folder, journal.with_run(store.uri, run_id, pending=False))
-    print(f"{store.uri}, run {run_id}: {written} of {len(rows)} figures and {files} files were missing, now written")
+    where = masked_text(f"{store.uri}, run {run_id}")
+    print(f"{where}: {written} of {len(rows)} figures and {files} files were missing, now written")
     return 0
 
 
@@ -107,17 +111,25 @@ def journal_of(folder: RunFolder) -> Journal:
 def upload_files(writer: Writer, folder: RunFolder) -> int:
     """Upload the run's artifacts and validation sheets that the store lacks; returns how many (a folder is one)."""
     from src.training.callbacks.sheets import KEY
+    from src.training.run_folder import leads_out
 
     there = {item.path for item in writer.client.list_artifacts(writer.run_id)}
     sheets = [folder.samples("before"), folder.samples("after")]
     paths = (folder.config, *sheets, folder.adapter, folder.test_samples("after"), folder.summary)
     missing = [path for path in paths if path.exists() and path.name not in there]
+    pictures = folder.validation_sheets()
+    # A run folder may be somebody else's: only what lies in it is sent away.
+    for path in (*missing, *pictures.values()):
+        if (link := leads_out(folder.path, path)) is not None:
+            raise UserError(
+                f"{link}: is a link out of the run's folder; put the file itself in its place, or delete it"
+            )
     for path in missing:
         if path.is_dir():
             writer.client.log_artifacts(writer.run_id, str(path), path.name)
         else:
             writer.client.log_artifact(writer.run_id, str(path))
-    drawn = [writer.fill_image(str(path), KEY, step) for step, path in folder.validation_sheets().items()]
+    drawn = [writer.fill_image(str(path), KEY, step) for step, path in pictures.items()]
     return len(missing) + sum(drawn)
 
 

@@ -48,7 +48,7 @@ def train(outside: Path, arguments: list[str]) -> dict[str, object]:
 
 
 def test_the_yaml_as_written(outside: Path) -> None:
-    command = [sys.executable, "-m", "src.train", "experiment=bicot_lora", "rewards=colourful"]
+    command = [sys.executable, "-m", "src.train", "experiment=bicot_lora", "rewards=colourful", "plugins=[my_rewards]"]
     scores = train(outside, [*command, f"hydra.searchpath=[file://{outside}]"])
     assert set(scores) == {"shapes", "colourful"}
 

@@ -54,7 +54,7 @@ def random_policy(name: str, device: torch.device, dtype: torch.dtype) -> JanusP
     """A policy of the size `name` ("tiny", "1b", "7b") with LoRA (r 16 on all projections) on random weights."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True, trust_remote_code=False)
     torch.manual_seed(0)
     janus = _tiny() if name == TINY else _of_size(SIZES[name], tokenizer, device, dtype)
     return JanusPolicy(janus.to(device, dtype), tokenizer, LoraSettings()).to(device)

@@ -59,16 +59,23 @@ def _text(data: Mapping[str, Any], name: str, where: str, path: str | None = Non
     if name not in data:
         raise PromptDataError(f"{where}: field {path!r} is missing; expected a non-empty string")
     value = data[name]
-    if not isinstance(value, str) or not value.strip():
+    if not _is_filled(value):
         raise _wrong(where, path, "a non-empty string", value)
-    return value
+    return str(value)
+
+
+def _is_filled(value: object) -> bool:
+    """Whether it is a string with something in it, and of characters only: JSON can spell half of one."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _texts(data: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     values = data.get(name)
     if values is None:
         return ()
-    if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
+    if not isinstance(values, list) or not all(map(_is_filled, values)):
         raise _wrong(where, name, "a list of non-empty strings", values)
     return tuple(values)
 

@@ -88,8 +88,8 @@ def load_color_classifier(folder: Path, device: torch.device) -> ColorClassifier
 
     model = load_model("clip", CLIPModel, folder, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ValueError(f"clip={folder}: no tokenizer or image processor in it ({error})") from error
     return ColorClassifier(model, tokenizer, processor)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from src.allowed_targets import find_target
 from src.config import UserError
 from src.loggers.facts import RunFacts, is_rank_zero, run_parameters
 from src.training.metrics_file import MetricsFile
@@ -53,7 +53,7 @@ def _chosen(node: DictConfig, run: RunFacts) -> Logger:
         )
     try:
         # Called here, not by Hydra's `instantiate`: that would look for parts to build inside the run's config.
-        make = get_object(target)
+        make = find_target(target, run.config.get("plugins") or (), "logger")
         resolved: Any = OmegaConf.to_container(node, resolve=True)
         settings = {name: value for name, value in resolved.items() if not name.startswith("_")}
         return make(**settings, **_offers(settings, run, inspect.signature(make).parameters))

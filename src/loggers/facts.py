@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import GROUP_SCHEMAS, Config
+from src.masking import masked
 from src.training.run_folder import RunFolder
 
 # Sections that say how a run is kept, not what it computes.
@@ -75,7 +76,7 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def flat_parameters(config: Mapping[str, Any], known: Mapping[str, type]) -> dict[str, str]:
-    """The settings by name, as text of at most 500 characters.
+    """The settings by name, as text of at most 500 characters, secrets masked.
 
     A key loses its section where no other section of the schema has the same rest (``algorithm.beta`` is
     ``beta``; ``evaluation.every`` and ``checkpoint.every`` stay whole). known: the schema's dotted keys (as
@@ -84,7 +85,8 @@ def flat_parameters(config: Mapping[str, Any], known: Mapping[str, type]) -> dic
     """
     rest = Counter(key.partition(".")[2] for key in known)
     named = {}
-    for key, value in leaves({section: node for section, node in config.items() if section not in NO_PARAMETERS}):
+    kept = {section: node for section, node in config.items() if section not in NO_PARAMETERS}
+    for key, value in leaves(masked(kept)):
         short = key.partition(".")[2]
         unambiguous = key in known and short and rest[short] == 1 and not short.startswith("_")
         named[short if unambiguous else key] = shown(value)

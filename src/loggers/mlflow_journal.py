@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from src.masking import masked_text
 from src.training.run_folder import RunFolder, write_json
 
 UPLOAD = "python -m src.upload_metrics"
@@ -16,9 +17,9 @@ UPLOAD = "python -m src.upload_metrics"
 class Journal:
     """One run in one store.
 
-    run_id: None while the store has no such run. name, tags, parameters, datasets: what it begins with. pending:
-    whether something did not get there; then `src.upload_metrics` has work to do. uploaded: run ids in other stores,
-    by URI.
+    tracking_uri: its password masked, as those of `uploaded`. run_id: None while the store has no such run. name,
+    tags, parameters, datasets: what it begins with. pending: whether something did not get there; then
+    `src.upload_metrics` has work to do. uploaded: run ids in other stores, by URI.
     """
 
     tracking_uri: str | None
@@ -33,10 +34,12 @@ class Journal:
 
     def run_in(self, uri: str) -> str | None:
         """The run's id in the store at `uri`, if it was written there."""
+        uri = masked_text(uri)
         return self.run_id if uri == self.tracking_uri else self.uploaded.get(uri)
 
     def with_run(self, uri: str, run_id: str, pending: bool) -> Journal:
         """The same with the run's id in the store at `uri`."""
+        uri = masked_text(uri)
         if uri == self.tracking_uri:
             return replace(self, run_id=run_id, pending=pending)
         return replace(self, uploaded={**self.uploaded, uri: run_id})

@@ -22,6 +22,7 @@ from src.loggers.facts import RunFacts, is_rank_zero
 from src.loggers.mlflow_journal import UPLOAD, Journal, read_journal, write_journal
 from src.loggers.store import Store, locate_store
 from src.loggers.writer_process import NoAnswer, NoServer, WriterProcess
+from src.masking import masked, masked_text
 from src.training.console import say
 from src.training.provenance import git_commit, hardware
 
@@ -87,7 +88,7 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        self._parameters |= {name: str(value) for name, value in _mapping(params).items()}
+        self._parameters |= {name: str(value) for name, value in masked(_mapping(params)).items()}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -204,8 +205,8 @@ class MLflowLogger(Logger):
     def _note(self, run_id: str | None, pending: bool) -> None:
         """Keep in the run folder which MLflow run is this one's, and whether something is missing there."""
         known = read_journal(self.run.folder)
-        if known is None or known.tracking_uri != self.store.uri:
-            known = Journal(self.store.uri, self.experiment_name, self._name())
+        if known is None or known.tracking_uri != masked_text(self.store.uri):
+            known = Journal(masked_text(self.store.uri), self.experiment_name, self._name())
         changed = replace(
             known,
             tags=known.tags or self._tags(),
@@ -227,7 +228,7 @@ class MLflowLogger(Logger):
         return self.run.folder.path.resolve().name
 
     def _datasets(self) -> list[dict[str, Any]]:
-        return [asdict(facts) for facts in self.run.datasets]
+        return [masked(asdict(facts)) for facts in self.run.datasets]
 
     def _tags(self) -> dict[str, str]:
         run, commit = self.run.config["run"], git_commit()
@@ -280,7 +281,7 @@ def start_parent(
         return None
     writer = _prepared(store, experiment)
     try:
-        writer.send("begin", {"run_id": None, "name": name, "tags": dict(tags), "parameters": {}})
+        writer.send("begin", {"run_id": None, "name": name, "tags": masked(tags), "parameters": {}})
         run_id = writer.wait_for("begun", START_SECONDS)
         writer.send("finish", "FINISHED")
         writer.wait_for("finished", START_SECONDS)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from src.config import UserError
+from src.masking import MASK, masked_text
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REACH_SECONDS = 5.0
+# What MLflow sends to whatever server it talks to.
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 _SQLITE_HEADER = b"SQLite format 3\x00"
 
 
@@ -51,6 +56,49 @@ def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracki
             " MLflow no longer keeps runs in plain folders"
         )
     return Store(uri, None)
+
+
+def noted_uri(uri: str | None) -> str | None:
+    """A tracking URI out of a run folder, which may be somebody else's; MLFLOW_TRACKING_URI where it is the same.
+
+    A folder keeps no passwords: those come from the environment. Nor does it say where the environment's go, or which
+    database becomes a store of MLflow.
+
+    Raises:
+        UserError: for a URI that has to be given by the user for one of these reasons.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri is None or (given and masked_text(given) == uri):
+        return given or None
+    if MASK in uri:
+        raise UserError(
+            f"tracking_uri: the run was logged to {uri}, and its folder keeps no password; give tracking_uri=URI, or"
+            " set MLFLOW_TRACKING_URI"
+        )
+    if not uri.startswith("sqlite") and any(os.environ.get(name) for name in CREDENTIALS):
+        raise UserError(
+            f"tracking_uri: the run's folder names {uri}, and MLflow would send it the environment's"
+            f" {' or '.join(CREDENTIALS)}; give tracking_uri={uri} if that is meant"
+        )
+    if uri.startswith("sqlite") and not _holds_mlflow(_file_of(uri)):
+        raise UserError(
+            f"tracking_uri: the run's folder names {uri}, which is no MLflow store (any more); give tracking_uri=URI"
+        )
+    return uri
+
+
+def _holds_mlflow(file: Path) -> bool:
+    """Whether a file is MLflow's own database, looked at without changing it."""
+    try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except (sqlite3.Error, OSError, ValueError):
+        return False
+    return {"alembic_version", "experiments"} <= tables
+
+
+def _file_of(uri: str) -> Path:
+    return Path(re.sub(r"^sqlite(\+\w+)?:///", "", uri)).expanduser()
 
 
 def _sqlite(uri: str, key: str, create: bool) -> Store:

@@ -20,7 +20,7 @@ from src.policies.lora import load_lora
 from src.policies.original_config import has_presets, write_config
 from src.policies.original_layout import CODES_USED, has_no_counterpart, to_original
 from src.policies.processor_files import write_original_processor, write_transformers_processor
-from src.policies.weight_files import CheckpointError, mapped_tensors, read_json
+from src.policies.weight_files import CheckpointError, could_be_path, mapped_tensors, read_json
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Of a base checkpoint everything is copied (tokenizer, processor, chat templates, generation config) but these.
@@ -43,9 +43,12 @@ def base_of_adapter(adapter: Path) -> str | None:
             raise CheckpointError(f"adapter={adapter}: no {name} there; give a folder written by PEFT")
     config = adapter / "adapter_config.json"
     try:
-        return json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise CheckpointError(f"{config}: not valid JSON ({error}); the adapter is damaged") from None
+    if named is not None and not (isinstance(named, str) and could_be_path(named)):
+        raise CheckpointError(f"{config}: base_model_name_or_path is no path and no name; the adapter is damaged")
+    return named
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,30 @@ def check_adapter_directory(path: Path) -> None:
         # PEFT would look for a missing file on a model hub.
         if not (path / name).is_file():
             raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
+    _check_plain_lora(path / "adapter_config.json")
+
+
+def _check_plain_lora(file: Path) -> None:
+    """Raise ValueError for an adapter of another kind, and for settings by which PEFT would import or unpickle.
+
+    ``megatron_config`` makes it import the module that ``megatron_core`` names; the initialisations beside the usual
+    ones run on the base model and may read pickled caches from paths in the config.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); the adapter is damaged") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise ValueError(f"{file}: peft_type={kind}: expected LORA, the only kind of adapter that is trained here")
+    if config.get("megatron_config") is not None:
+        raise ValueError(f"{file}: megatron_config names code to import; remove it, Janus has no Megatron layers")
+    start = config.get("init_lora_weights")
+    if not (start is None or isinstance(start, bool) or start == "gaussian"):
+        raise ValueError(
+            f"{file}: init_lora_weights={start}: changes the base model when it is loaded; convert the adapter to a"
+            " plain one with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
 
 
 def check_adapter_fits(adapter: Path, shapes: Mapping[str, Sequence[int]], base: Path) -> None:

@@ -38,6 +38,12 @@ def read_json(file: Path) -> dict[str, object]:
     return content
 
 
+def could_be_path(text: str) -> bool:
+    """Whether a text out of a file can be asked for as a path at all: no NUL, no part longer than file names are."""
+    encoded = text.encode(errors="surrogatepass")
+    return b"\0" not in encoded and len(encoded) < 4096 and all(len(part) <= 255 for part in encoded.split(b"/"))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights of a checkpoint directory; none is opened but an index.
 
@@ -65,7 +71,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
         raise CheckpointError(f"{index}: no weight_map in it; the checkpoint is damaged")
     names = sorted({str(name) for name in places.values()})
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or not could_be_path(name):
             raise CheckpointError(f"{index}: names the shard {name!r}; a shard lies beside its index")
         if not (folder / name).is_file():
             raise CheckpointError(f"{index}: the shard {name} is not there; the download is not complete")

@@ -123,7 +123,7 @@ class Detector(FrozenModelExpert):
         super().__init__(
             lambda: load_complete(GroundingDinoForObjectDetection, folder, computes_in), batch_size, **kwargs
         )
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.box_threshold, self.nms_threshold, self.near_distance = box_threshold, nms_threshold, near_distance
         self.short_side, self.long_side, self.faithful = short_side, long_side, faithful
 

@@ -59,7 +59,10 @@ class GitVqa(FrozenModelExpert):
         computes_in = as_dtype(dtype)
         folder = find_pretrained("git", path, repository)
         super().__init__(lambda: load_complete(GitForCausalLM, folder, computes_in), batch_size, **kwargs)
-        self.tokenizer, self.faithful = AutoTokenizer.from_pretrained(folder, local_files_only=True), faithful
+        self.tokenizer, self.faithful = (
+            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+            faithful,
+        )
         self.yes, self.no = (self.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
 
     def applicable(self, record: PromptRecord) -> bool:

@@ -57,7 +57,7 @@ class HPS(FrozenModelExpert):
         computes_in = as_dtype(dtype)
         folder = find_directory("tokenizer", tokenizer, tokenizer_repository, TOKENIZER_FILES)
         file = find_file("path", path, repository, filename)
-        reads = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        reads = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if reads.eos_token_id != sizes.end_of_text:
             raise ValueError(
                 f"tokenizer={folder}: its end-of-text token is {reads.eos_token_id}, the checkpoint's is"

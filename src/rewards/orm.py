@@ -67,7 +67,7 @@ class ORM(FrozenModelExpert):
         computes_in = as_dtype(dtype)
         folder = find_directory("path", path, repository, MODEL_FILES)
         config = llava_config(folder / "config.json", vision)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokens = answer_tokens(tokenizer, ("yes",), ("no",))  # as released: the lower-case words only
         super().__init__(lambda: load_llava(folder, config, computes_in), batch_size, **kwargs)
         self.tokenizer, self.tokens, self.temperature = tokenizer, tokens, temperature

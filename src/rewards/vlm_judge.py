@@ -60,7 +60,7 @@ class VLMJudge(FrozenModelExpert):
         check_temperature(temperature)
         computes_in = as_dtype(dtype)
         folder = find_directory("path", path, repository, MODEL_FILES)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"path={folder}: its processor has no chat template; take an instruction-tuned model")
         tokens = answer_tokens(processor.tokenizer)

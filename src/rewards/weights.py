@@ -66,7 +66,9 @@ def load_complete(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         WeightsMismatch: naming the weights that are missing, which transformers alone would draw at random.
     """
-    model, report = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    model, report = kind.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
     check_fit(folder, report["missing_keys"])
     return model
 

@@ -31,6 +31,7 @@ CONTENT_TYPE = "application/octet-stream"
 SCORE_PATH, HEALTH_PATH = "/score", "/health"
 # Of the header, which holds the prompts: far above what thousands of records take.
 MAX_HEADER = 2**24
+MAX_NUMBER = 2**40
 
 
 class WireError(ValueError):
@@ -106,9 +107,13 @@ def decode_request(body: bytes, limits: Limits) -> ScoreRequest:
     height, width = size
     if min(size) < 1 or any(count < 1 for count in counts):
         raise WireError("header: sizes and byte counts are at least 1")
+    # Beyond any file; what is computed with such numbers may be too long to be put into a message.
+    if max(*size, *counts) > MAX_NUMBER:
+        raise TooLarge(f"header: a size or byte count above {MAX_NUMBER}")
     if len(counts) > limits.max_images:
         raise TooLarge(f"{len(counts)} pictures; this server takes max_images={limits.max_images}")
-    if len(counts) * height * width > limits.max_pixels:
+    # Without any pictures, too: a tensor of this shape is made.
+    if max(1, len(counts)) * height * width > limits.max_pixels:
         raise TooLarge(
             f"{len(counts)} pictures of {width} x {height}; this server takes max_pixels={limits.max_pixels} in all"
         )
@@ -222,7 +227,8 @@ def _records(data: Any) -> list[PromptRecord]:
 
 def _answer_json(answer: ExpertScores | RewardError) -> dict[str, Any]:
     if isinstance(answer, RewardError):
-        return {"error": answer.problem, "prompt": answer.prompt}
+        # An exception's text may hold what JSON in UTF-8 cannot.
+        return {"error": answer.problem.encode(errors="replace").decode(), "prompt": answer.prompt}
     return {
         "rows": list(answer.rows),
         "scores": answer.scores.tolist(),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.masking import masked_text
+
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Print a line above the progress bar."""
+    """Print a line above the progress bar, secrets masked."""
     from tqdm import tqdm
 
-    tqdm.write(text)
+    tqdm.write(masked_text(text))

@@ -100,6 +100,15 @@ class RunFolder:
         return self.path / f"test_{when}.jsonl"
 
 
+def leads_out(folder: Path, path: Path) -> Path | None:
+    """What of `path` (a file, or a folder with all in it) is a link to somewhere outside of `folder`; None: nothing."""
+    home = folder.resolve()
+    for one in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not one.resolve().is_relative_to(home):
+            return one
+    return None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole: a partial file first, then a rename; raises CannotSave."""
     with saving(path):

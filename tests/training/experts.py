@@ -24,6 +24,14 @@ class Red(RewardExpert):
         return score, {"all_correct": (score > 0.5).float()}
 
 
+class Keyed(Red):
+    """`Red`, with secrets among its settings."""
+
+    def __init__(self, api_key: str, endpoint: str, from_environment: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.asked_with = (api_key, endpoint, from_environment)
+
+
 class NamedColour(RewardExpert):
     """Wants the colour of the prompt's first noun in all of the picture, and nothing of the other two."""
 

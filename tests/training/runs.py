@@ -41,6 +41,7 @@ def overrides(world: Path, run: Path | None, **settings: Any) -> list[str]:
         "experiment": "bicot_lora",
         "model.path": world / "model",
         "data.path": world / "data",
+        "plugins": "[tests]",
         "+rewards.experts.red._target_": "tests.training.experts.Red",
         "rollout.prompts_per_step": 2,
         "rollout.group_size": 3,

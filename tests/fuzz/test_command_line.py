@@ -1,0 +1,158 @@
+"""Command lines: whatever is typed composes (exit code 0) or ends in one message and exit code 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from src import cli
+from src.cli_errors import config_keys, group_options
+from src.config import GROUP_SCHEMAS, UserError
+from src.config_entries import ROOT_SCHEMAS
+from src.contestants import Contestant
+from tests.fuzz.budget import MORE, fuzz
+from tests.fuzz.damage import EDITS, damaged, json_values, texts
+
+ROOTS = sorted(ROOT_SCHEMAS)
+KEYS = sorted({key for root in ROOTS for key in config_keys(root)} | {"experiment", "resume", "hydra.run.dir", "hydra"})
+VALUES = [
+    *(
+        "1",
+        "-1",
+        "0",
+        "0.5",
+        "1e400",
+        "nan",
+        "inf",
+        "-.inf",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "[1,2]",
+        "{a: 1}",
+        "''",
+        "???",
+    ),
+    *("${run.name}", "${run}", "${nope}", "${oc.env:NOPE}", "${oc.env:HOME}", "${oc.decode:1}", "${oc.select:x,1}"),
+    *(
+        "${oc.create:{a:1}}",
+        "${root:}",
+        "${.a}",
+        "${..a}",
+        "${",
+        "$",
+        "${a",
+        "a,b",
+        "choice(1,2)",
+        "range(1,3)",
+        "glob(*)",
+    ),
+    *(
+        "{_target_: os.system}",
+        "[{_target_: os.system}]",
+        "src.data.module.PromptDataModule",
+        "os.system",
+        "../..",
+        "a=b",
+    ),
+    *(
+        "[" * 50,
+        "{a: " * 50,
+        "'",
+        '"',
+        "\\",
+        "a\0b",
+        "1" * 5000,
+        "é",
+        "\u2028",
+        "eight",
+        "[os]",
+        "[my_rewards]",
+        "=",
+        "==",
+        ":",
+    ),
+    *("0x10", "1_000", "2024-01-01", "!!python/object:os.system", "*a", "&a", "sum(1,2)", "int(3)", "str([)"),
+]
+keys = st.sampled_from(KEYS) | st.text("abc._-/@[]0", max_size=12) | texts
+values = st.sampled_from(VALUES) | texts | st.integers().map(str) | json_values.map(str)
+overrides = st.one_of(
+    st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), keys, values),
+    st.builds("~{}".format, keys | st.sampled_from(sorted(ROOT_SCHEMAS["config"].__dataclass_fields__))),
+    st.builds(
+        lambda group, pick: f"{group}={group_options(group)[pick % len(group_options(group))]}",
+        st.sampled_from(sorted({*GROUP_SCHEMAS, "experiment"})),
+        st.integers(0, 99),
+    ),
+    st.builds(
+        lambda word, edits: damaged(word.encode(), edits).decode(errors="surrogateescape"),
+        st.sampled_from(["algorithm.beta=0.01", "+rewards.experts.x._target_=os.system", "data.columns={a: b}"]),
+        EDITS,
+    ),
+    texts,
+).filter(lambda word: not word.startswith(("-", "hydra.searchpath", "+hydra.searchpath")))
+command_lines = st.tuples(st.sampled_from(ROOTS), st.lists(overrides, min_size=1, max_size=3))
+
+
+def _finish(config: Any) -> int:
+    """What every task may do with its config: ask for all that is in it."""
+    assert isinstance(OmegaConf.to_container(config, resolve=True), dict)
+    for section in ("run", "rollout", "optim") if "trainer" in config else ():
+        assert config[section] is not None
+    return 0
+
+
+@pytest.mark.parametrize("many", MORE)
+def test_command_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, many: int | None) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def check(given: tuple[str, list[str]]) -> str:
+        root, words = given
+        name = "train" if root == "config" else root
+        command = cli.Command(name, "about", (), _finish, config=root)
+        for flags in ([], ["--cfg", "job"]):
+            code = cli.run(command, [*words, *flags])
+            said = capsys.readouterr()
+            assert code in (0, 2)
+            assert (code == 2) == said.err.startswith("error: ")
+            assert len(said.err) < 20_000
+        return f"code {code}"
+
+    fuzz("command line", command_lines, check, 20, None if many is None else many // 4)
+
+
+def test_names_of_models() -> None:
+    """A name on the command line is one part of a path, whatever it holds."""
+
+    def check(name: str) -> str:
+        folder = Contestant(name).folder_name
+        assert re.fullmatch(r"[\w.-]{0,100}", folder)
+        assert not folder.startswith(".")
+        return "kept" if folder == name else "changed"
+
+    fuzz("names of models", texts, check, 50, None, share=0.05)
+
+
+def test_plugins_do_not_widen() -> None:
+    """Whatever text stands in `plugins`, it never allows a target that does not lie below it."""
+    from src.allowed_targets import check_targets, lies_under
+
+    def check(given: tuple[str, str]) -> str:
+        plugin, target = given
+        try:
+            check_targets({"_target_": target}, [plugin])
+        except UserError:
+            return "refused"
+        assert target == plugin or target.startswith((f"{plugin}.", "src.", "lightning."))
+        assert lies_under(target, [plugin, "src", "lightning"])
+        return "allowed"
+
+    names = st.text("ab._", max_size=6) | texts | st.sampled_from(["os", "os.path", "src.data.x"])
+    pairs = st.tuples(names, names) | names.map(lambda name: (name, f"{name}.x"))
+    fuzz("plugins", pairs, check, 100, None, share=0.05)
