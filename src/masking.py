@@ -22,6 +22,8 @@ _SECRET = f"(?:token|password|passwd|passphrase|pwd|secret|credentials?|authoriz
 _SECRET_NAME = re.compile(rf"(?:.*[._-])?{_SECRET}", re.IGNORECASE)
 # What tokenizers call their special tokens.
 _NO_SECRET = re.compile(r"(?:.*[._-])?(?:bos|eos|pad|unk|cls|sep|mask|image|start|end)_token", re.IGNORECASE)
+# What a shell calls the working directory.
+_FOLDERS = ("PWD", "OLDPWD")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # user:password@ or token@ in front of a host; a database's password may hold slashes.
 _URL = re.compile(r"(?<=://)(?:[^\s/]*|[^\s/:@]*:[^\s@]*)@")
@@ -106,7 +108,7 @@ def _named(match: re.Match[str]) -> str:
 
 
 def _of_environment() -> set[str]:
-    found = {value for name, value in os.environ.items() if is_secret_name(name)}
+    found = {value for name, value in os.environ.items() if is_secret_name(name) and name not in _FOLDERS}
     found |= set(_of_url(os.environ.get("MLFLOW_TRACKING_URI", "")))
     return {secret for secret in found if len(secret) >= SHORTEST_KNOWN}
 

@@ -126,6 +126,15 @@ def test_what_was_told_once_is_masked_everywhere(monkeypatch: pytest.MonkeyPatch
     assert masked_text("from-environment") == "from-environment"
 
 
+def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell calls it PWD, as others call a password."""
+    monkeypatch.setenv("PWD", "/somewhere/checkout")
+    monkeypatch.setenv("OLDPWD", "/somewhere/else")
+    monkeypatch.setenv("DB_PWD", "opensesame")
+    told = masked_text("run folder: /somewhere/checkout/runs, before /somewhere/else; opensesame")
+    assert told == f"run folder: /somewhere/checkout/runs, before /somewhere/else; {MASK}"
+
+
 def test_the_shown_config_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     from src.train import COMMAND
 
