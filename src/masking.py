@@ -109,6 +109,8 @@ def _named(match: re.Match[str]) -> str:
 
 def _of_environment() -> set[str]:
     found = {value for name, value in os.environ.items() if is_secret_name(name) and name not in _FOLDERS}
+    # GOOGLE_APPLICATION_CREDENTIALS and the like say where a secret stands.
+    found = {value for value in found if not os.path.exists(value)}
     found |= set(_of_url(os.environ.get("MLFLOW_TRACKING_URI", "")))
     return {secret for secret in found if len(secret) >= SHORTEST_KNOWN}
 

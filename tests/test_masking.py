@@ -126,8 +126,11 @@ def test_what_was_told_once_is_masked_everywhere(monkeypatch: pytest.MonkeyPatch
     assert masked_text("from-environment") == "from-environment"
 
 
-def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell calls it PWD, as others call a password."""
+def test_where_something_stands_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A shell calls the working directory PWD, as others call a password."""
+    (tmp_path / "key.json").touch()
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    assert masked_text(f"{tmp_path}/key.json") == f"{tmp_path}/key.json"
     monkeypatch.setenv("PWD", "/somewhere/checkout")
     monkeypatch.setenv("OLDPWD", "/somewhere/else")
     monkeypatch.setenv("DB_PWD", "opensesame")
