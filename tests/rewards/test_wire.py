@@ -184,7 +184,7 @@ def test_no_tensor_is_made_beyond_the_limits(size: list[int], pictures: int, mon
     monkeypatch.setattr(wire.torch, "zeros", made)
     header = {"names": None, "records": [{"prompt": "x"}], "record_of": [0] * pictures, "bytes": [1] * pictures}
     text = json.dumps(header | {"size": size}).encode()
-    with pytest.raises(TooLarge, match="max_pixels|size or byte count"):
+    with pytest.raises(TooLarge, match=r"max_pixels|size or byte count"):
         decode_request(wire.MAGIC + len(text).to_bytes(4, "big") + text + b"x" * pictures, Limits())
 
 
