@@ -6,8 +6,14 @@ Arguments after ``--`` go to pytest, mypy or the main job. In an environment tha
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nox
 
@@ -65,6 +71,61 @@ def fuzz(session: nox.Session) -> None:
     seconds, *more = session.posargs or ["300"]
     budget = {**ONE_THREAD, "FUZZ_SECONDS": seconds}
     session.run("pytest", "-s", "-m", "not slow", "tests/fuzz", *more, env=budget)
+
+
+class Verdict(NamedTuple):
+    """What an audit came to: passed, failed (the reason is told), or not made, as nobody answered."""
+
+    outcome: str
+    told: str
+
+
+# What pip-audit, requests and urllib3 say when the vulnerability service cannot be reached or is down.
+UNREACHABLE = re.compile(
+    r"could not connect|may be blocking this service|not redirecting properly|max retries exceeded|timed out|timeout"
+    r"|name or service not known|temporary failure in name resolution|failed to resolve|network is unreachable"
+    r"|connection (?:refused|reset|aborted|broken)|proxyerror|5\d\d server error|(?:403|407|429) client error",
+    re.IGNORECASE,
+)
+
+
+def audited(command: Sequence[str], report: Path) -> Verdict:
+    """Run pip-audit, which says 1 both for a vulnerability and for a service that does not answer.
+
+    command: up to its options. report: where its findings go; it writes them only after a whole audit.
+    """
+    report.unlink(missing_ok=True)
+    asked = [*command, "--format", "json", "--output", str(report), "--progress-spinner", "off", "--skip-editable"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if report.is_file():
+        packages = json.loads(report.read_text(encoding="utf-8"))["dependencies"]
+        found = [
+            f"{package['name']} {package['version']}: {vulnerability['id']}, fixed in "
+            + (", ".join(vulnerability["fix_versions"]) or "no version yet")
+            for package in packages
+            for vulnerability in package.get("vulns", ())
+        ]
+        if found:
+            return Verdict("failed", "\n".join(["known vulnerabilities:", *found]))
+        if done.returncode == 0:
+            looked_at = sum("vulns" in package for package in packages)
+            return Verdict("passed", f"no known vulnerability in {looked_at} of {len(packages)} packages")
+    last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+    if done.returncode != 0 and UNREACHABLE.search(done.stderr):
+        return Verdict("not made", f"the vulnerability service could not be reached: {last}")
+    return Verdict("failed", f"pip-audit ended with code {done.returncode}: {last}")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of the installed packages; passes with a warning where the service cannot be reached."""
+    _install(session, "-e", TEST_EXTRAS)
+    python = Path(session.bin, "python") if session.virtualenv.is_sandboxed else sys.executable
+    report = Path(session.create_tmp(), "audit.json").resolve()
+    verdict = audited([str(python), "-m", "pip_audit", *session.posargs], report)
+    if verdict.outcome == "failed":
+        session.error(verdict.told)
+    (session.log if verdict.outcome == "passed" else session.warn)(f"audit {verdict.outcome}: {verdict.told}")
 
 
 @nox.session

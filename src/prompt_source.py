@@ -84,7 +84,7 @@ def _standard_input() -> Sequence[PromptRecord]:
 
     try:
         lines = list(split_lines(sys.stdin.buffer.read(), "standard input"))
-        texts = [decoded(line, where).strip() for line, where in lines]
+        texts = [text for line, where in lines if (text := decoded(line, where).strip())]
     except PromptDataError as error:
         raise UserError(str(error)) from error
     if not texts:

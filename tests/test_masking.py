@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from src import build, cli, masking
 from src.cli import compose
 from src.config import ROOT, UserError
-from src.loggers.mlflow_journal import Journal
+from src.loggers.mlflow_journal import Journal, read_journal
 from src.loggers.store import noted_uri
 from src.masking import MASK, is_secret_name, learn, masked, masked_keys, masked_text
 from src.training.run_folder import RunFolder
@@ -180,8 +181,24 @@ def test_a_journal_knows_its_store_without_the_password(monkeypatch: pytest.Monk
     assert noted_uri(None) is None
     with pytest.raises(UserError, match="keeps no password"):
         noted_uri(journal.tracking_uri)
+    with pytest.raises(UserError, match="names 5"):
+        noted_uri(5)  # type: ignore[arg-type]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert noted_uri(journal.tracking_uri) == uri
+
+
+@pytest.mark.parametrize("wrong", [[], {"tracking_uri": 5}, {"uploaded": []}, {"more": 1}, None])
+def test_a_journal_of_something_else_is_none(tmp_path: Path, wrong: Any) -> None:
+    fine = {"tracking_uri": f"https://me:{PLANTED}@h", "experiment": "e", "name": "n", "run_id": "1"}
+    folder = RunFolder(tmp_path)
+    folder.mlflow.write_text(json.dumps(fine))
+    # One from before passwords were masked.
+    known = read_journal(folder)
+    assert known is not None
+    assert known.run_in(f"https://me:{PLANTED}@h") == "1"
+    assert PLANTED not in repr(known)
+    folder.mlflow.write_text(json.dumps(wrong if not isinstance(wrong, dict) else fine | wrong))
+    assert read_journal(folder) is None
 
 
 def _holding(folder: Path, secret: str) -> list[Path]:

@@ -15,7 +15,9 @@ def read_text(path: str | Path, bad: BadLines | None = None) -> list[PromptRecor
     line that is not UTF-8, unless `bad` skips those.
     """
     path, bad = Path(path), bad or BadLines()
-    records = bad.good(filled_lines(path), lambda line: PromptRecord(decoded(*line).strip()))
+    texts = bad.good(filled_lines(path), lambda line: decoded(*line).strip())
+    # A line of wide spaces or separators only is blank to `str.strip` alone.
+    records = [PromptRecord(text) for text in texts if text]
     if not records:
         raise bad.all_bad(str(path), "one prompt a line")
     return records

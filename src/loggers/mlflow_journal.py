@@ -49,8 +49,13 @@ def read_journal(folder: RunFolder) -> Journal | None:
     """The journal of a run folder; None where there is none that can be read."""
     try:
         found: dict[str, Any] = json.loads(folder.mlflow.read_text(encoding="utf-8"))
-        return Journal(**found)
-    except (OSError, ValueError, TypeError):
+        journal = Journal(**found)
+        # A run from before passwords were masked is found again all the same.
+        where = None if journal.tracking_uri is None else masked_text(journal.tracking_uri)
+        return replace(
+            journal, tracking_uri=where, uploaded={masked_text(uri): run for uri, run in journal.uploaded.items()}
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -70,6 +70,8 @@ def noted_uri(uri: str | None) -> str | None:
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri is None or (given and masked_text(given) == uri):
         return given or None
+    if not isinstance(uri, str):
+        raise UserError(f"tracking_uri: the run's mlflow.json names {uri!r}; give tracking_uri=URI")
     if MASK in uri:
         raise UserError(
             f"tracking_uri: the run was logged to {uri}, and its folder keeps no password; give tracking_uri=URI, or"

@@ -181,3 +181,13 @@ def test_an_endless_integer_is_a_bad_line(tmp_path: Path) -> None:
     file.write_text('{"prompt": ' + "9" * 5000 + "}\n")
     with pytest.raises(PromptDataError, match=r"prompts\.jsonl:1: not a JSON object"):
         read_jsonl(file)
+
+
+@pytest.mark.parametrize("field", ["prompt", "task_type", "nouns", "attr_nouns"])
+def test_half_a_character_is_no_text(tmp_path: Path, field: str) -> None:
+    """JSON can spell a lone surrogate, UTF-8 and so every file that is written of it cannot."""
+    path = tmp_path / "prompts.jsonl"
+    value = '["a \\ud800"]' if field.endswith("nouns") else '"a \\ud800"'
+    path.write_text('{"prompt": "a dog"}\n{"prompt": "x", ' + f'"{field}": {value}' + "}\n", encoding="ascii")
+    with pytest.raises(PromptDataError, match=f"prompts.jsonl:2: field '{field}'"):
+        read_jsonl(path)

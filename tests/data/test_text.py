@@ -57,3 +57,13 @@ def test_lines_are_those_between_line_feeds(lines: list[str]) -> None:
     found = [decoded(line, where) for line, where in split_lines("\n".join(lines).encode(), "x")]
     wanted = "\n".join(lines).removeprefix("\ufeff").split("\n")
     assert found == [line for line in wanted if line.encode().strip()]
+
+
+@pytest.mark.parametrize("blank", ["\x1c", "\u3000", "\u2028 \x85"])
+def test_a_line_of_other_white_space_is_blank(tmp_path: Path, blank: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"a dog\n{blank}\na cat\n", encoding="utf-8")
+    assert [record.prompt for record in read_text(path)] == ["a dog", "a cat"]
+    path.write_text(f"{blank}\n", encoding="utf-8")
+    with pytest.raises(PromptDataError, match="no prompt in it"):
+        read_text(path)

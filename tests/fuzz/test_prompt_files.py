@@ -30,6 +30,17 @@ nearly: dict[str, st.SearchStrategy[Any]] = {
     "scene": st.dictionaries(texts, json_values, max_size=2),
 }
 records = st.fixed_dictionaries({"prompt": texts}, optional={name: nearly[name] | json_values for name in FIELDS[1:]})
+words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
+sound = st.fixed_dictionaries(
+    {"prompt": words},
+    optional={
+        "task_type": words,
+        "nouns": st.lists(words, max_size=3),
+        "spatial_info": st.fixed_dictionaries({"obj1": words, "obj2": words, "locality": words}),
+        "numeracy_info": st.lists(st.fixed_dictionaries({"obj_name": words, "num": st.integers(1, 9)}), max_size=2),
+        "scene": st.dictionaries(texts, json_values, max_size=2),
+    },
+)
 lines = st.one_of(
     records.map(lambda data: json.dumps(data).encode()),
     records.map(lambda data: json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogatepass")),
@@ -40,7 +51,10 @@ lines = st.one_of(
     ),
 )
 files = st.one_of(
-    st.lists(lines, max_size=5).map(b"\n".join), EDITS.map(lambda edits: damaged(GOOD, edits)), st.binary(max_size=200)
+    st.lists(sound.map(lambda data: json.dumps(data).encode()), min_size=1, max_size=4).map(b"\n".join),
+    st.lists(lines, max_size=5).map(b"\n".join),
+    EDITS.map(lambda edits: damaged(GOOD, edits)),
+    st.binary(max_size=200),
 )
 
 

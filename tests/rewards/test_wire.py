@@ -173,6 +173,28 @@ def test_limits(limits: Limits, problem: str) -> None:
     decode_request(request_of(), Limits(max_images=2, max_pixels=8))
 
 
+@pytest.mark.parametrize("size", [[1, 2**31], [10**200, 1], [2**14, 2**14], [10**4200, 10**4200]])
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_no_tensor_is_made_beyond_the_limits(size: list[int], pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without pictures has a size, too; the numbers may be too long for a message, or for torch."""
+
+    def made(*_: Any, **__: Any) -> None:
+        raise AssertionError("made")
+
+    monkeypatch.setattr(wire.torch, "zeros", made)
+    header = {"names": None, "records": [{"prompt": "x"}], "record_of": [0] * pictures, "bytes": [1] * pictures}
+    text = json.dumps(header | {"size": size}).encode()
+    with pytest.raises(TooLarge, match=r"max_pixels|size or byte count"):
+        decode_request(wire.MAGIC + len(text).to_bytes(4, "big") + text + b"x" * pictures, Limits())
+
+
+def test_byte_counts_too_long_for_a_message_are_refused() -> None:
+    header = {"names": None, "records": [{"prompt": "x"}], "record_of": [0, 0], "size": [2, 2]}
+    text = json.dumps(header | {"bytes": [9 * 10**4299] * 2}).encode()
+    with pytest.raises(TooLarge, match="size or byte count"):
+        decode_request(wire.MAGIC + len(text).to_bytes(4, "big") + text, Limits())
+
+
 def test_no_picture_is_opened_beyond_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> None:
         raise AssertionError("opened")
