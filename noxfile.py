@@ -25,8 +25,9 @@ nox.options.envdir = os.environ.get("PROJECT_ENVIRONMENTS") or ".nox"
 # Everything that a test would be skipped without.
 TEST_EXTRAS = ".[dev,browser,cluster,demo]"
 
-# Tiny models are fastest on one thread each.
+# Tiny models are fastest on one thread each; a file's tests stay together, its models are made once.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 
 # The README's command, cut short: a few steps, each evaluation on a handful of prompts.
 MAIN_JOB = ("python", "-m", "src.train", "experiment=bicot_lora")
@@ -47,14 +48,14 @@ def _install(session: nox.Session, *what: str) -> None:
 def tests(session: nox.Session) -> None:
     """The fast suite."""
     _install(session, "-e", TEST_EXTRAS)
-    session.run("pytest", "-m", "not slow", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "-m", "not slow", *SIDE_BY_SIDE, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The tests marked slow, without those of `tests_faults`."""
     _install(session, "-e", TEST_EXTRAS)
-    session.run("pytest", "-m", "slow and not faults", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "-m", "slow and not faults", *SIDE_BY_SIDE, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
