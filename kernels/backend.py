@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -126,4 +127,7 @@ def _triton_obstacle(device: torch.device) -> str | None:
             f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
             f"the kernels need {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
         )
+    # Else the first launch fails, in the middle of a step.
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "Triton builds what launches a kernel with a C compiler: install gcc or clang, or set CC"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def measure(works: Mapping[str, Work], device: torch.device, rounds: int, cold: 
         try:
             action()
         except Exception as error:
-            failed[name] = error
+            failed[name] = without_locals(error)
             return False
         return True
 
@@ -64,6 +65,15 @@ def measure(works: Mapping[str, Work], device: torch.device, rounds: int, cold: 
             survives(name, lambda name=name: samples[name].append(_once(ready[name], device)))  # type: ignore[misc]
     kept = {name: Timing(*_quantiles(x), graphs is not None) for name, x in samples.items() if name not in failed}
     return Measured(kept, failed)
+
+
+def without_locals(error: Exception) -> Exception:
+    """The error with its frames' variables cleared, and those of what led to it: they would hold a peer's memory."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def extra_memory(work: Work, device: torch.device) -> int:
@@ -108,10 +118,13 @@ def _captured(works: Mapping[str, Work], device: torch.device) -> dict[str, Work
     if device.type != "cuda":
         return None
     made: dict[str, Work] = {}
+    # One pool for all: nothing outlives a replay, and one each would not fit the card at the largest shape.
+    pool = torch.cuda.graph_pool_handle()
     for name, work in works.items():
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # A capture that breaks off leaves its own stream the current one.
+            with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, pool=pool):
                 work()
         except Exception:  # of a peer: whatever it raises, it is timed as it is, and so are all the others
             torch.cuda.synchronize(device)

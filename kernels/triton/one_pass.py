@@ -13,7 +13,6 @@ from kernels.triton.rows import (
     COMPILE_OPTIONS,
     EXACT_KL,
     KL_CODES,
-    NOT_A_NUMBER,
     RowOutputs,
     launch_shape,
     on_device_of,
@@ -73,7 +72,7 @@ def one_pass_kernel(
         BLOCK=BLOCK,
         EVEN=EVEN,
     )
-    logp = tl.where(known, logp, NOT_A_NUMBER)
+    logp = tl.where(known, logp, float("nan"))
     tl.store(logp_out + row, logp)
     if ref_logp is not None:
         log_ratio = tl.load(ref_logp + row) - logp

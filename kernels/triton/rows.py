@@ -21,7 +21,6 @@ KL_CODES = {None: 0, "k1": 1, "k2": 2, "k3": 3, "exact": 4}
 # Said explicitly, because its default differs between versions of Triton.
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
 EXACT_KL = tl.constexpr(4)
-NOT_A_NUMBER = tl.constexpr(float("nan"))
 
 
 class Launch(NamedTuple):
@@ -97,7 +96,7 @@ def forward_kernel(
         BLOCK=BLOCK,
         EVEN=EVEN,
     )
-    logp = tl.where(known, logp, NOT_A_NUMBER)
+    logp = tl.where(known, logp, float("nan"))
     tl.store(logp_out + row, logp)
     if picked_out is not None:
         tl.store(picked_out + row, picked)

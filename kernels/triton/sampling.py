@@ -27,7 +27,6 @@ SAMPLING_OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
 # The distance of "no logit here": beyond any logit's, finite, and its probability is 0.
 BEYOND = tl.constexpr(1e300)
 BEYOND_KEY = tl.constexpr(0x7E37E43C8800759C)  # its bits
-NOT_A_NUMBER = tl.constexpr(float("nan"))
 
 
 def sampling_shape(vocabulary: int) -> Launch:
@@ -238,8 +237,8 @@ def sampling_kernel(
     if FULL:
         total, moment = full_total, full_moment
     # A NaN beyond the threshold is in the sums of the whole row alone.
-    logp = tl.where(full_total == full_total, -d - tl.log(total), NOT_A_NUMBER)
-    entropy = tl.where(full_total == full_total, tl.log(total) + moment / total, NOT_A_NUMBER)
+    logp = tl.where(full_total == full_total, -d - tl.log(total), float("nan"))
+    entropy = tl.where(full_total == full_total, tl.log(total) + moment / total, float("nan"))
     conditional = -d - tl.log(full_total)
     if unconditional is not None:
         c_one = tl.load(c + token).to(tl.float32)

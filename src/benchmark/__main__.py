@@ -26,6 +26,7 @@ def benchmark(config: Any) -> int:
     from src.benchmark.models import SIZES, TINY
     from src.benchmark.plot import plot
     from src.policies.base import EngineSettings
+    from src.training.out_of_memory import release_memory
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
@@ -44,6 +45,7 @@ def benchmark(config: Any) -> int:
     rows: list[Row] = []
     for size in sizes:
         rows += _of_size(size, config, device, copied, backend, EngineSettings(kernels=config.kernels))
+        release_memory()  # the model's, which the next one's peak shall not contain
     print("\n" + found.table(rows))
     print("\nbars")
     for bar in found.bars(rows, facts["card"]):
@@ -83,7 +85,7 @@ def _of_size(size: str, config: Any, device: Any, copied: float, backend: Any, e
             rows += rollouts.peers(bench, config.images[0], config.compile)
         else:
             rows += train_step(bench, backend, config.images[0], config.group_size, config.memory_gib)
-    rollouts.free(bench)
+        rollouts.release(bench)
     return rows
 
 

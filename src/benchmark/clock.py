@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.benchmark.clock import without_locals
+
 Work = Callable[[], object]
 WARM_UPS = 2
 
@@ -46,7 +48,7 @@ def in_turn(works: Mapping[str, Work], rounds: int, device: torch.device) -> Tim
             try:
                 seconds, peak = once(work, device)
             except Exception as error:
-                failed[name] = error
+                failed[name] = without_locals(error)
                 continue
             if turn >= 0:
                 taken[name].append(seconds)

@@ -17,6 +17,7 @@ from src.policies.base import EngineSettings
 from src.policies.janus import JanusPolicy
 from src.rollout.decode import decode
 from src.rollout.noise import group_keys, uniforms
+from src.training.out_of_memory import release_memory
 from src.values import IMAGE, Sampling, TokenLevel
 
 GUIDANCE = 5.0
@@ -135,8 +136,8 @@ def beside_ours(rows: Sequence[Row]) -> list[Row]:
     return [row if row.seconds is None else replace(row, ours_is=row.seconds / ours) for row in rows]
 
 
-def free(bench: Bench) -> None:
-    """Give memory back between models."""
-    del bench.policy
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
+def release(bench: Bench) -> None:
+    """Give back what a part leaves behind, the cache and compiled peers' graphs: the next one's peak is its own."""
+    bench.policy.release_cache()
+    torch.compiler.reset()
+    release_memory()

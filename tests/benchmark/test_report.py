@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from kernels import operations
 from src import cli
-from src.benchmark.__main__ import COMMAND
-from src.benchmark.rollouts import beside_ours
+from src.benchmark import rollouts, train_step
+from src.benchmark.__main__ import COMMAND, _of_size
+from src.benchmark.rollouts import Bench, beside_ours
 from src.benchmark.rows import OURS, TRAIN_STEP, Row, bars, table
+from src.policies.base import EngineSettings
 
 STEP = Row("image_step", "7b", 16, OURS, seconds=4.0, ms_per_token=6.94)
 PEERS = [
@@ -53,6 +58,24 @@ def test_the_whole_step_has_a_time_and_a_peak() -> None:
 def test_failures_are_shown_with_their_reason() -> None:
     assert "failed" in table(PEERS)
     assert table(PEERS).splitlines()[-1].endswith("(reduce-overhead): X")
+
+
+def test_a_part_leaves_no_memory_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the whole step's peak would be that of the largest rollout measured before it."""
+    held: list[int] = []
+
+    def measured(bench: Bench, *_: object) -> list[Row]:
+        held.append(bench.policy._keeper.memory.bytes)
+        return []
+
+    monkeypatch.setattr(rollouts, "image_steps", lambda bench, *_: [bench.images(2)] and measured(bench))
+    monkeypatch.setattr(train_step, "train_step", measured)
+    config = SimpleNamespace(rounds=1, images=[2], scaling=[2], parts=["scaling", "train_step"], group_size=2)
+    config.memory_gib = 40.0
+    device = torch.device("cpu")
+    _of_size("tiny", config, device, 1.0, operations("torch", device), EngineSettings())
+    assert held[0] > 0
+    assert held[1] == 0
 
 
 @pytest.mark.slow

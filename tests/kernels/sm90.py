@@ -95,11 +95,18 @@ def assemble(
     }
 
 
-def row_case(kernel: Any, dtype: str, kl: str | None, guided: bool, vocabulary: int) -> dict[str, int]:
-    """The forward or backward kernel with everything that `kl` and guidance bring, entropy included."""
+def row_case(
+    kernel: Any, dtype: str, kl: str | None, guided: bool, vocabulary: int, entropy: bool = True, given: bool = False
+) -> dict[str, int]:
+    """The forward or backward kernel with everything that `kl` and guidance bring.
+
+    entropy: measured, with a gradient. given: the reference is its ready-made log-probs.
+    """
     backward = kernel is backward_kernel
-    reference = kl is not None and (not backward or kl == "exact")
-    absent = {"ref_logp"}
+    reference = kl is not None and not given and (not backward or kl == "exact")
+    absent = set() if given else {"ref_logp"}
+    if not entropy:
+        absent |= {"entropy_out", "entropy_in", "to_entropy_in"}
     if not guided:
         absent |= {"unconditional", "ref_unconditional"}
     if not reference:
@@ -110,20 +117,27 @@ def row_case(kernel: Any, dtype: str, kl: str | None, guided: bool, vocabulary: 
         absent |= {"ratio_out", "kl_out", "ratio_in", "kl_in", "to_kl_in", "to_ratio_in"}
     if kl != "exact":
         absent |= {"shift_out", "shift_in"}
-    rows = (1 + (kl is not None)) * (1 + guided) + (kl == "exact")
+    rows = (1 + (kl is not None and not given)) * (1 + guided) + (kl == "exact")
     shape = launch_shape(vocabulary, ITEMSIZE[dtype], rows)
     constants = {"KL": KL_CODES[kl], "BLOCK": shape.block, "EVEN": vocabulary % shape.block == 0}
     return assemble(kernel, dtype, absent, constants, shape.warps, COMPILE_OPTIONS)
 
 
-def one_pass_case(dtype: str, kl: str | None, surrogate: str, vocabulary: int) -> dict[str, int]:
-    """The one-pass kernel with its gradient, clipping, penalty, correction and bonus."""
-    absent = {"ref_logp"} if kl is not None else {"ref_logp", "ref_logits", "ratio_out", "kl_out"}
-    shape = launch_shape(vocabulary, ITEMSIZE[dtype], 1 + (kl is not None) + (kl == "exact"))
+def one_pass_case(
+    dtype: str, kl: str | None, surrogate: str, vocabulary: int, bare: bool = False, given: bool = False
+) -> dict[str, int]:
+    """The one-pass kernel with its gradient, clipping and penalty.
+
+    bare: no correction, no entropy. given: as in :func:`row_case`.
+    """
+    absent = {"ref_logits"} if given else {"ref_logp"} if kl else {"ref_logp", "ref_logits", "ratio_out", "kl_out"}
+    if bare:
+        absent |= {"correction", "entropy_out"}
+    shape = launch_shape(vocabulary, ITEMSIZE[dtype], 1 + (kl is not None and not given) + (kl == "exact"))
     constants = {
         "KL": KL_CODES[kl],
         "PENALTY": kl is not None,
-        "BONUS": True,
+        "BONUS": not bare,
         "SURROGATE": SURROGATE_CODES[surrogate],
         "GRADIENT": True,
         "BLOCK": shape.block,
@@ -255,6 +269,12 @@ def cases(which: str) -> dict[str, Any]:
     for kl, surrogate, dtype in objectives:
         name = f"one pass {dtype} kl={kl} surrogate={surrogate} V=16384"
         made[name] = partial(one_pass_case, dtype, kl, surrogate, 16_384)
+    # As training and the benchmark launch them, with less.
+    for given in (False, True) if which == "all" else (True,):
+        name = f"bf16 kl=k3 bare given={given} V=16384"
+        made[f"one pass {name}"] = partial(one_pass_case, "bf16", "k3", "clipped", 16_384, True, given)
+        made[f"forward {name}"] = partial(row_case, forward_kernel, "bf16", "k3", False, 16_384, False, given)
+        made[f"backward {name}"] = partial(row_case, backward_kernel, "bf16", "k3", False, 16_384, False, given)
     draws = [("bf16", True, False, False, True, 16_384), ("bf16", True, True, True, True, 16_384)]
     if which == "all":
         flags = [(g, k, p, f) for g in (False, True) for k, p, f in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 0))]

@@ -56,10 +56,23 @@ def test_auto_takes_triton_on_a_gpu_that_can(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(backend, "which", lambda name: name)
     assert resolve("auto", "cuda") == chosen
     if chosen == "torch":
         with pytest.raises(BackendUnavailable, match=r"a card has compute capability 7.5, the kernels need 8.0"):
             resolve("triton", "cuda")
+
+
+def test_without_a_compiler_triton_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(backend, "which", lambda name: None)
+    assert resolve("auto", "cuda") == "torch"
+    with pytest.raises(BackendUnavailable, match=r"kernels=triton: .*C compiler: install gcc or clang, or set CC"):
+        resolve("triton", "cuda")
+    monkeypatch.setenv("CC", "cc")
+    assert resolve("auto", "cuda") == resolve("triton", "cuda") == "triton"
 
 
 def test_an_unknown_backend_is_named() -> None:

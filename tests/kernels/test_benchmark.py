@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -188,8 +189,17 @@ def test_a_graph_that_cannot_be_captured_leaves_all_ungraphed(monkeypatch: pytes
     class Graph:
         def replay(self) -> None: ...
 
+    pools: list[object] = []
+
+    def graph(_: Graph, pool: object) -> Any:
+        pools.append(pool)
+        return nullcontext()
+
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     device = torch.device("cuda")
 
@@ -199,6 +209,7 @@ def test_a_graph_that_cannot_be_captured_leaves_all_ungraphed(monkeypatch: pytes
     captured = clock._captured({"a": lambda: None, "b": lambda: None}, device)
     assert captured is not None
     assert captured.keys() == {"a", "b"}
+    assert pools[0] is pools[1]  # or the largest shape's pools would not fit the card
     assert clock._captured({"a": lambda: None, "b": reads_back}, device) is None
 
 
@@ -243,6 +254,26 @@ def test_the_heads_oracle_passes_what_is_right_and_stops_what_is_not(
         accuracy.hold_head_to_oracle(wrong("one_pass_head", lambda r: r._replace(loss=1.1 * r.loss)), data, **case)
     with pytest.raises(accuracy.Failed, match="op 3: logp off"):
         accuracy.hold_head_to_oracle(wrong("one_pass_head", moved), data, **case)
+
+
+def test_what_a_failed_work_held_is_free_while_the_others_run() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def fails() -> None:
+        large = torch.ones(8)
+        held.append(weakref.ref(large))
+        try:
+            raise ValueError(f"inside, with {len(large)}")
+        except ValueError as error:
+            raise RuntimeError("outside") from error
+
+    def others() -> None:
+        assert [reference() for reference in held] == [None] * len(held)
+
+    timings, failed = clock.measure({"fails": fails, "others": others}, CPU, 2, cold=True)
+    assert timings.keys() == {"others"}
+    assert str(failed["fails"]) == "outside"
+    assert held
 
 
 def test_contestants_take_turns_and_quantiles_are_those_of_the_rounds() -> None:
