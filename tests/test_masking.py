@@ -36,7 +36,7 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     "token password api_key apikey apiKey API_KEY access_key secret authorization HF_TOKEN WANDB_API_KEY accessToken"
-    " MLFLOW_TRACKING_PASSWORD BICOT_REWARDS_TOKEN db.password x-api-key AWS_SECRET_ACCESS_KEY credentials pwd".split(),
+    " MLFLOW_TRACKING_PASSWORD BICOT_REWARDS_TOKEN db.password x-api-key AWS_SECRET_ACCESS_KEY credentials db_pwd".split(),
 )
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -45,7 +45,7 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "max_plan_tokens token_file tokens eos_token pad_token image_token key keys num_tokens author authors tokenizer"
-    " secretary TOKENIZERS_PARALLELISM monkey passwords_allowed seed beta HF_TOKEN_PATH".split(),
+    " secretary PWD OLDPWD TOKENIZERS_PARALLELISM monkey passwords_allowed seed beta HF_TOKEN_PATH".split(),
 )
 def test_names_of_no_secrets(name: str) -> None:
     assert not is_secret_name(name)
@@ -123,6 +123,9 @@ def test_what_was_told_once_is_masked_everywhere(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SOME_API_KEY", "from-environment")
     told = masked_text("from-config-1 from-url-22 from-environment no-secret")
     assert told == f"{MASK} {MASK} {MASK} no-secret"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(ROOT / "src"))
+    monkeypatch.setenv("PWD", str(ROOT))
+    assert masked_text(f"model.path={ROOT / 'src' / 'shapes'}") == f"model.path={ROOT / 'src' / 'shapes'}"
     monkeypatch.delenv("SOME_API_KEY")
     assert masked_text("from-environment") == "from-environment"
 
