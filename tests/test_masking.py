@@ -36,7 +36,8 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     "token password api_key apikey apiKey API_KEY access_key secret authorization HF_TOKEN WANDB_API_KEY accessToken"
-    " MLFLOW_TRACKING_PASSWORD BICOT_REWARDS_TOKEN db.password x-api-key AWS_SECRET_ACCESS_KEY credentials db_pwd".split(),
+    " MLFLOW_TRACKING_PASSWORD BICOT_REWARDS_TOKEN db.password x-api-key"
+    " AWS_SECRET_ACCESS_KEY credentials db_pwd".split(),
 )
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
