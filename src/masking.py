@@ -20,10 +20,8 @@ SHORTEST_KNOWN = 6
 _KEYS = "(?:api|access|secret|private)[_-]?key"
 _SECRET = f"(?:token|password|passwd|passphrase|pwd|secret|credentials?|authorization|{_KEYS})"
 _SECRET_NAME = re.compile(rf"(?:.*[._-])?{_SECRET}", re.IGNORECASE)
-# What tokenizers call their special tokens.
-_NO_SECRET = re.compile(r"(?:.*[._-])?(?:bos|eos|pad|unk|cls|sep|mask|image|start|end)_token", re.IGNORECASE)
-# What a shell calls the working directory.
-_FOLDERS = ("PWD", "OLDPWD")
+# What tokenizers call their special tokens; the shell's working directory.
+_NO_SECRET = re.compile(r"pwd|(?:.*[._-])?(?:bos|eos|pad|unk|cls|sep|mask|image|start|end)_token", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # user:password@ or token@ in front of a host; a database's password may hold slashes.
 _URL = re.compile(r"(?<=://)(?:[^\s/]*|[^\s/:@]*:[^\s@]*)@")
@@ -108,11 +106,10 @@ def _named(match: re.Match[str]) -> str:
 
 
 def _of_environment() -> set[str]:
-    found = {value for name, value in os.environ.items() if is_secret_name(name) and name not in _FOLDERS}
-    # GOOGLE_APPLICATION_CREDENTIALS and the like say where a secret stands.
-    found = {value for value in found if not os.path.exists(value)}
+    found = {value for name, value in os.environ.items() if is_secret_name(name)}
     found |= set(_of_url(os.environ.get("MLFLOW_TRACKING_URI", "")))
-    return {secret for secret in found if len(secret) >= SHORTEST_KNOWN}
+    # ..._CREDENTIALS is often the path of a file, which is no secret and may be part of many others.
+    return {secret for secret in found if len(secret) >= SHORTEST_KNOWN and not os.path.exists(secret)}
 
 
 def _secrets(node: Any, secret: bool = False) -> Iterator[str]:

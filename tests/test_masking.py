@@ -36,7 +36,8 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     "token password api_key apikey apiKey API_KEY access_key secret authorization HF_TOKEN WANDB_API_KEY accessToken"
-    " MLFLOW_TRACKING_PASSWORD BICOT_REWARDS_TOKEN db.password x-api-key AWS_SECRET_ACCESS_KEY credentials pwd".split(),
+    " MLFLOW_TRACKING_PASSWORD BICOT_REWARDS_TOKEN db.password x-api-key"
+    " AWS_SECRET_ACCESS_KEY credentials db_pwd".split(),
 )
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -45,7 +46,7 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "max_plan_tokens token_file tokens eos_token pad_token image_token key keys num_tokens author authors tokenizer"
-    " secretary TOKENIZERS_PARALLELISM monkey passwords_allowed seed beta HF_TOKEN_PATH".split(),
+    " secretary PWD OLDPWD TOKENIZERS_PARALLELISM monkey passwords_allowed seed beta HF_TOKEN_PATH".split(),
 )
 def test_names_of_no_secrets(name: str) -> None:
     assert not is_secret_name(name)
