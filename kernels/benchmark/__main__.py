@@ -75,24 +75,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     copied = clock.copy_bandwidth(device, rounds, 4096 if options.dry_run else 2**31)
     rate = clock.matrix_rate(device, rounds, 64 if options.dry_run else 8192, dtype)
     print(f"\ncopy {copied / 1e12:.3f} TB/s, matrix product {rate / 1e12:.1f} TFLOP/s")
-    results: list[Result] = []
-    for shape in todo:
-        results += _compare(shape, ours, device, dtype, rounds, copied, rate, options.compile)
-    judged = report.bars(results, table)
     facts = {
         **report.versions(device),
         "copy_bytes_per_s": f"{copied:.4g}",
         "matrix_flop_per_s": f"{rate:.4g}",
         "rounds": str(rounds),
     }
+    folder = Path(options.out) if options.out else None if options.dry_run else RESULTS
+    results: list[Result] = []
+    written: Sequence[Path] = ()
+    for shape in todo:
+        results += _compare(shape, ours, device, dtype, rounds, copied, rate, options.compile)
+        if folder is not None:  # after each shape: a run that is cut off loses only the one it was at
+            written = report.write(folder, results, table, report.bars(results, table), facts)
     print("\nbars")
-    for bar in judged:
+    for bar in report.bars(results, table):
         print(f"  {'met    ' if bar.met else 'NOT MET'}  {bar.name}: {bar.found} (wanted: {bar.wanted})")
-    folder = Path(options.out) if options.out else RESULTS
-    if options.dry_run and not options.out:
-        print("\ndry run: nothing written (give --out to see the files)")
-    else:
-        print("\n" + "\n".join(str(path) for path in report.write(folder, results, table, judged, facts)))
+    print("\n" + ("\n".join(map(str, written)) or "dry run: nothing written (give --out to see the files)"))
     return 0
 
 

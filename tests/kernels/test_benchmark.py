@@ -39,6 +39,20 @@ def test_a_dry_run_goes_all_the_way_and_says_what_is_absent(tmp_path: Path, caps
     assert len((tmp_path / "accuracy.csv").read_text().splitlines()) == 5
 
 
+def test_cut_off_it_keeps_the_shapes_it_was_through_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(shape: Shape, *rest: Any) -> list[Result]:
+        if shape.hidden:
+            raise KeyboardInterrupt
+        return _compare(shape, *rest)
+
+    monkeypatch.setattr("kernels.benchmark.__main__._compare", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--dry-run", "--no-compile", "--out", str(tmp_path)])
+    with (tmp_path / "times.csv").open() as file:
+        assert {row["hidden"] for row in csv.DictReader(file)} == {"0"}
+    assert (tmp_path / "bars.csv").is_file()
+
+
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([]) == 2
