@@ -105,7 +105,7 @@ def test_the_trained_models_have_the_figures_of_their_policies_loaded_alone(comp
     alone = {lora_run().path.name: {"lora": {}, "adapter": str(lora_run().adapter)}, "full": {"lora": None}}
     for model, changes in alone.items():
         config = run_config(lora_run())
-        chosen = {"model": {**build.plain(config.model), **changes}, "weights": None}
+        chosen = {"model": {**build.plain(config.model), **changes}, "weights": None, "plugins": []}
         chosen["weights"] = full_run().best_weights if model == "full" else None
         policy = generate.load_policy(chosen)
         keys = [RolloutKey(config.evaluation.seed, STREAM, 0, index, 0) for index in range(4)]
