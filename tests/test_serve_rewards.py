@@ -97,7 +97,7 @@ class Server:
 
     def stop(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -260,6 +260,20 @@ def test_a_server_with_a_token_limits_and_workers(server: Callable[..., Server],
     assert one.stop() == 0
     assert one.request("GET", "/health")[0] == 0
     assert TOKEN not in one.log.read_text()
+
+
+@pytest.mark.slow
+def test_an_answer_that_never_comes_does_not_hold_up_the_end(server: Callable[..., Server]) -> None:
+    one = server(token=TOKEN).start()
+    (worker,) = [number for number, line in processes_of(one.process.pid).items() if "spawn_main" in line]
+    os.kill(worker, signal.SIGSTOP)
+    with pytest.raises(RewardServerError, match="no answer after 1 attempts in 2 s"):
+        RemoteExperts(RemoteSettings(one.url, token=TOKEN, retries=0, timeout=2.0), ["shapes"])
+    begin = time.monotonic()
+    assert one.stop() == 0
+    # 5 s for the answer and 5 s for the worker; it was 30 s and 5 s.
+    assert time.monotonic() - begin < 25
+    assert not processes_of(one.process.pid)
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from src.rewards.wire import (
 
 # Requests in flight at once: with `Limits.max_bytes` they bound what the server may hold.
 MAX_CONNECTIONS = 64
+GRACE = 5  # seconds that the end waits for answers that are still owed
 
 
 class ScoringAPI(LitAPI):
@@ -194,6 +195,8 @@ def serve(
         disable_openapi_url=True,
         restart_workers=True,
     )
+    # A request that a dead worker took with it is never answered; the end must not wait for it for long.
+    server.uvicorn_graceful_timeout = GRACE
     # LitServe's manager and HTTP server are forked off this process.
     parent = os.getpid()
     os.register_at_fork(after_in_child=lambda: end_with(parent))
