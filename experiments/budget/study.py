@@ -10,7 +10,7 @@ from experiments.runner import Arm, Study, main
 
 STUDY = Study(
     folder=Path(__file__).parent,
-    arms=(Arm("5_minutes", steps=550), Arm("an_hour", ("evaluation.every=100",), steps=6500)),
+    arms=(Arm("5_minutes", steps=550), Arm("an_hour", ("evaluation.every=100",), steps=4500)),
     baseline="5_minutes",
 )
 
