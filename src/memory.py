@@ -30,9 +30,10 @@ class StepShape:
     rollouts N; contexts: the longest context of each level; plan_tokens: the longest plan. guided: the image level
     is sampled with an unconditional branch; guided_logp: it is trained on those log-probs. reference: the
     reference is run. exact_kl: its whole rows are kept. evaluation_rows: pictures decoded at once in evaluations.
-    mixed: float32 weights with bf16 products. fused_head: logits exist in chunks only. mask_per_layer: attention
-    keeps a copy of the mask in every layer (on a GPU). processes: how many share the gradients. sharded: trained
-    weights, gradients and moments are cut over them (FSDP2), and a whole copy decodes. expert_bytes:
+    mixed: float32 weights with bf16 products; in full fine-tuning a bf16 copy decodes. fused_head: logits exist in
+    chunks only. mask_per_layer: attention keeps a copy of the mask in every layer (on a GPU). processes: how many
+    share the gradients. sharded: trained weights, gradients and moments are cut over them (FSDP2), and a whole copy
+    decodes. expert_bytes:
     weights of the reward experts on the same device. max_rows: rollouts decoded at once, if fewer.
     """
 
@@ -116,24 +117,23 @@ class MemoryEstimate:
 def estimate(sizes: ModelSizes, shape: StepShape, cut: StepCut) -> MemoryEstimate:
     """What a run needs at most.
 
-    weights: parameters, buffers, the frozen copy. optimiser: AdamW's two moments, and DDP's buckets.
+    weights: see :func:`held_bytes`. optimiser: AdamW's two moments, and DDP's buckets.
     """
+    weights = held_bytes(sizes, shape)
     buckets = sizes.trained_bytes if shape.processes > 1 and not shape.sharded else 0
-    weights, constant = sizes, shape
+    decoding = decoding_sizes(sizes, shape)
     if shape.sharded and shape.mixed:
-        # FSDP2 gathers weights in bf16, and the copy is bf16: everything that is computed is as if weights were.
-        sizes, shape = replace(sizes, element=2, merged=False), replace(shape, mixed=False)
+        # FSDP2 gathers weights in bf16: everything that is computed is as if weights were.
+        sizes, shape = decoding, replace(shape, mixed=False)
     rows = {"rollout": shape.at_once(shape.rollouts), "evaluation": shape.at_once(shape.evaluation_rows)}
-    kept = cache_of_rollouts(sizes, shape, max(rows.values()))  # stays for the next rollout
+    kept = cache_of_rollouts(decoding, shape, max(rows.values()))  # stays for the next rollout
     return MemoryEstimate(
-        weights=sharded_weight_bytes(weights, constant)
-        if shape.sharded
-        else weights.weight_bytes + weights.reference_bytes,
+        weights=weights,
         optimiser=2 * own_bytes(sizes, shape) + buckets,
         experts=shape.expert_bytes,
         phases={
-            **{phase: rollout_bytes(sizes, shape, number) for phase, number in rows.items()},
-            "reference": kept + reference_bytes(sizes, shape, cut) if shape.reference else 0,
+            **{phase: rollout_bytes(decoding, shape, number) for phase, number in rows.items()},
+            "reference": kept + reference_bytes(decoding, shape, cut) if shape.reference else 0,
             "update": kept + update_bytes(sizes, shape, cut),
         },
     )
@@ -144,18 +144,26 @@ def own_bytes(sizes: ModelSizes, shape: StepShape) -> int:
     return -(-sizes.trained_bytes // shape.processes) if shape.sharded else sizes.trained_bytes
 
 
-def sharded_weight_bytes(sizes: ModelSizes, shape: StepShape) -> int:
-    """Frozen weights, this process's part of the trained ones and of the reference, and the whole copy that decodes.
+def decoding_sizes(sizes: ModelSizes, shape: StepShape) -> ModelSizes:
+    """The sizes of what decodes: in full fine-tuning under mixed precision a copy in bf16."""
+    return replace(sizes, element=2, merged=False) if shape.mixed and not sizes.lora else sizes
 
-    LoRA: the reference is the base, the copy that of the adapters. Full fine-tuning: copy, reference and frozen weights
-    are in the dtype of the products.
+
+def held_bytes(sizes: ModelSizes, shape: StepShape) -> int:
+    """All weights and buffers: the frozen ones, the trained ones, the reference's, and the copy that decodes.
+
+    LoRA: the reference is the base; cut over ranks there is a copy of the adapters. Full fine-tuning: frozen weights
+    exist once; they, the reference and the copy (cut over ranks, or under mixed precision) are in the dtype of the
+    products. Cut over ranks, this process has its part of the trained weights and of the reference.
     """
     frozen = sizes.weight_bytes - sizes.trained_bytes
+    own = own_bytes(sizes, shape)
     if sizes.lora:
-        return frozen + own_bytes(sizes, shape) + sizes.trained_bytes
-    copied = sizes.trained * _activation(sizes, shape)
-    part = -(-copied // shape.processes)
-    return frozen * _activation(sizes, shape) // sizes.element + own_bytes(sizes, shape) + copied + part
+        return frozen + own + (sizes.trained_bytes if shape.sharded else 0)
+    decoded = sizes.trained * _activation(sizes, shape)
+    reference = -(-decoded // shape.processes) if shape.sharded else decoded
+    copied = decoded if shape.sharded or shape.mixed else 0
+    return frozen * _activation(sizes, shape) // sizes.element + own + reference + copied
 
 
 def gathered_bytes(sizes: ModelSizes, shape: StepShape) -> int:
@@ -218,7 +226,7 @@ def rows_at_once(sizes: ModelSizes, shape: StepShape, card: int) -> int:
     """How many rollouts are decoded at once where no number is set: what their share of the free memory holds."""
     unset = replace(shape, max_rows=None)
     free = card - RESERVED - estimate(sizes, unset, StepCut()).constant
-    return max(1, int(SHARE_OF_FREE_MEMORY * free) // cache_of_rollouts(sizes, unset, 1))
+    return max(1, int(SHARE_OF_FREE_MEMORY * free) // cache_of_rollouts(decoding_sizes(sizes, shape), unset, 1))
 
 
 def cache_of_rollouts(sizes: ModelSizes, shape: StepShape, rows: int) -> int:
@@ -321,8 +329,9 @@ def embedding_bytes(sizes: ModelSizes) -> int:
 def _kept_bytes(sizes: ModelSizes, shape: StepShape) -> int:
     """What an experience keeps of all its rollouts: the guidance branch's features, the reference's for an exact KL."""
     branch = shape.guided and shape.guided_logp
-    image = shape.rollouts * sizes.image_tokens * sizes.features[IMAGE] * sizes.element
-    plan = shape.rollouts * shape.plan_tokens * sizes.features[PLAN] * sizes.element
+    e = decoding_sizes(sizes, shape).element
+    image = shape.rollouts * sizes.image_tokens * sizes.features[IMAGE] * e
+    plan = shape.rollouts * shape.plan_tokens * sizes.features[PLAN] * e
     exact = (plan + image * (2 if branch else 1)) if shape.exact_kl else 0
     return (image if shape.guided else 0) + exact
 

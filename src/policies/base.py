@@ -179,13 +179,27 @@ class RecomputesActivations(Protocol):
 
 
 @runtime_checkable
-class Shardable(Protocol):
+class FollowsTraining(Protocol):
+    """What a policy has besides `Policy` if something else than the trained weights may decode: a copy of them."""
+
+    def refresh_rollout_weights(self) -> None:
+        """The trained weights have changed: decoders shall know. All ranks at once; without a copy nothing to do."""
+        ...
+
+
+@runtime_checkable
+class MixedPrecision(FollowsTraining, Protocol):
+    """What a policy has besides `Policy` if float32 masters need not decode (``trainer.precision=bf16-mixed``)."""
+
+    def decode_in(self, dtype: torch.dtype) -> None:
+        """From now on a copy in the products' `dtype` decodes; the reference and what is frozen are in it, too."""
+        ...
+
+
+@runtime_checkable
+class Shardable(FollowsTraining, Protocol):
     """What a policy has besides `Policy` if its trained weights can be cut over ranks (``trainer=fsdp``)."""
 
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
         """Cut them over `mesh`; products in `dtype`, None: in the weights' own. Decoders then use a whole copy."""
-        ...
-
-    def refresh_rollout_weights(self) -> None:
-        """The trained weights have changed: decoders shall know. All ranks at once; without a copy nothing to do."""
         ...

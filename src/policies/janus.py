@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from src.policies.base import EngineSettings
 from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.policies.decoder import DecoderKeeper, JanusDecoder, features, head
+from src.policies.decoding_copy import DecodingCopy, decoding_copy, round_frozen
 from src.policies.lora import LoraSettings, attach_lora, load_lora
 from src.policies.sharded import ShardedWeights
 from src.policies.snapshot import check_names, copy_of, lent, trained_parameters, write
@@ -61,6 +61,8 @@ class JanusPolicy(nn.Module):
         self._reference_adapter: dict[str, Tensor] = {}
         self._refreshed = False
         self._sharded: ShardedWeights | None = None
+        # What decodes where the trained weights themselves do not: cut over ranks, or masters of another dtype.
+        self._copy: DecodingCopy | None = None
         # This rank's part of the reference, where weights are cut over ranks (full fine-tuning).
         self._reference_parts: dict[str, Tensor] = {}
         if adapter is not None:
@@ -69,10 +71,10 @@ class JanusPolicy(nn.Module):
             self.network = attach_lora(janus, lora)
         else:
             self.network = janus
-            # A tuple hides the frozen copy from parameters(), state_dict() and the wrappers of DDP / FSDP.
-            self._reference = (copy.deepcopy(janus),)
             janus.model.language_model.requires_grad_(True)
             janus.lm_head.requires_grad_(True)
+            # A tuple hides the frozen copy from parameters(), state_dict() and the wrappers of DDP / FSDP.
+            self._reference = (decoding_copy(janus, trained_parameters(janus), None),)
         config = janus.config
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id
@@ -86,13 +88,13 @@ class JanusPolicy(nn.Module):
 
     @property
     def adapter(self) -> Any | None:
-        """The PEFT model, or None in full fine-tuning; its whole copy where the trained one is cut over ranks."""
+        """The PEFT model, or None in full fine-tuning; its copy where that decodes."""
         return self._decoding if hasattr(self.network, "peft_config") else None
 
     @property
     def _decoding(self) -> Any:
-        """What decoders are made of: the trained network, or its whole copy."""
-        return self.network if self._sharded is None else self._sharded.network
+        """What decoders are made of: the trained network, or its copy."""
+        return self.network if self._copy is None else self._copy.network
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +162,7 @@ class JanusPolicy(nn.Module):
             with self._keeper.frozen(self._reference[0], self.engine, self.merge_rollout) as decoder:
                 yield decoder
         elif self._sharded is not None and self._reference_parts:
-            copied = self._sharded.network
+            copied = self._sharded.copy.network
             with (
                 self._sharded.lent(self._reference_parts),
                 self._keeper.frozen(copied, self.engine, self.merge_rollout, lent=True) as decoder,
@@ -180,12 +182,24 @@ class JanusPolicy(nn.Module):
         self._sharded = ShardedWeights(
             self, self.janus.model.language_model.layers, self.network, mesh, dtype if full else None, "network."
         )
+        self._copy = self._sharded.copy
         if full:
             self._reference_parts = self._sharded.cut()
 
+    def decode_in(self, dtype: torch.dtype) -> None:
+        """See `MixedPrecision`. With LoRA the weights keep their dtypes, whatever `dtype` is: adapters are float32."""
+        if self.adapter is not None:
+            return
+        round_frozen(self, dtype)
+        for reference in self._reference:
+            round_frozen(reference, dtype)
+        self._copy = DecodingCopy(self.network, trained_parameters(self.network), dtype, "network.")
+        # Lightning puts a checkpoint's weights in by itself.
+        self.register_load_state_dict_post_hook(lambda policy, _: policy.refresh_rollout_weights())
+
     def refresh_rollout_weights(self) -> None:
-        if self._sharded is not None:
-            self._sharded.refresh()
+        if self._copy is not None:
+            self._copy.fill(trained_parameters(self))
 
     def refresh_reference(self) -> None:
         if self._sharded is not None and self._reference_parts:
@@ -216,7 +230,7 @@ class JanusPolicy(nn.Module):
 
     def _decoding_weights(self) -> dict[str, Tensor]:
         """The whole trained weights as decoders read them, by name."""
-        return dict(trained_parameters(self)) if self._sharded is None else self._sharded.copied
+        return dict(trained_parameters(self)) if self._copy is None else dict(self._copy.parameters)
 
     def _frozen_counterparts(self) -> dict[str, Tensor]:
         """The frozen copy's weights under the names the trained ones have here (full fine-tuning)."""
@@ -225,7 +239,7 @@ class JanusPolicy(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> JanusPolicy:
         """Move the hidden networks along with the module (`to`, `cuda`, ...)."""
-        for model in (*self._reference, *(() if self._sharded is None else (self._sharded.network,))):
+        for model in (*self._reference, *(() if self._copy is None else (self._copy.network,))):
             model._apply(fn, recurse)
         return super()._apply(fn, recurse)
 

@@ -10,18 +10,17 @@ While the reference of full fine-tuning is asked, its weights stand in the copy:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from src.policies.decoding_copy import DecodingCopy, round_frozen
 from src.policies.snapshot import check_names, trained_parameters
-from src.sharding import cut_like, whole
+from src.sharding import cut_like
 
 
 class ShardedWeights:
@@ -47,13 +46,10 @@ class ShardedWeights:
     ) -> None:
         frozen = {parameter for parameter in policy.parameters() if not parameter.requires_grad}
         if dtype is not None:
-            for parameter in frozen:
-                parameter.data = parameter.data.to(dtype)
+            round_frozen(policy, dtype)
         # In one order on all ranks: the copy is written parameter by parameter.
         names = [name.removeprefix(prefix) for name in trained_parameters(policy)]
-        self.network: Any = decoding_copy(network, names, dtype)
-        parameters = dict(self.network.named_parameters())
-        self._copied = {prefix + name: parameters[name] for name in names}
+        self.copy = DecodingCopy(network, names, dtype, prefix)
         # Nothing that goes in is cast: log-probs among it are float32, and the embeddings are in `dtype` already.
         reduced = None if dtype is None else torch.float32
         mixed = MixedPrecisionPolicy(dtype, reduced, cast_forward_inputs=False)
@@ -62,15 +58,6 @@ class ShardedWeights:
         fully_shard(policy, mesh=mesh, mp_policy=mixed, ignored_params=frozen)
         self._trained = trained_parameters(policy)
 
-    @property
-    def copied(self) -> dict[str, Tensor]:
-        """The copy of each trained parameter, by its name in the policy."""
-        return dict(self._copied)
-
-    def refresh(self) -> None:
-        """Make the copy what the trained weights are now. All ranks at once; memory for one parameter on top."""
-        self._fill(self._trained)
-
     def cut(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """This rank's part of whole `weights`, or of the trained ones as they are now, in the copy's dtype."""
         if weights is not None:
@@ -78,7 +65,7 @@ class ShardedWeights:
         return {
             name: (parameter if weights is None else cut_like(weights[name], parameter))
             .detach()
-            .to(self._copied[name].dtype, copy=True)
+            .to(self.copy.parameters[name].dtype, copy=True)
             for name, parameter in self._trained.items()
         }
 
@@ -88,23 +75,6 @@ class ShardedWeights:
 
         An error inside leaves them there: the other ranks could be anywhere, and none would answer.
         """
-        self._fill(weights)
+        self.copy.fill(weights)
         yield
-        self.refresh()
-
-    @torch.no_grad()
-    def _fill(self, weights: Mapping[str, Tensor]) -> None:
-        for name, target in self._copied.items():
-            # Rounded before it is gathered: half of what is sent.
-            target.copy_(whole(weights[name].detach().to(target.dtype)))
-
-
-def decoding_copy(network: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> nn.Module:
-    """The network with a frozen copy, in `dtype`, of each parameter named; all others are shared."""
-    own = set(names)
-    copied = copy.deepcopy(network, {id(p): p for name, p in network.named_parameters() if name not in own})
-    for name, parameter in copied.named_parameters():
-        if name in own:
-            parameter.requires_grad_(False)
-            parameter.data = parameter.data.to(dtype or parameter.dtype)
-    return copied
+        self.copy.fill(self._trained)

@@ -22,10 +22,10 @@ class ModelSizes:
     """Widths of the trunk and bytes of the weights, of one policy.
 
     hidden, layers, heads, kv_heads, head_dim, intermediate: of the Llama trunk. vocabularies and features: V and F
-    of each level's head. weight_bytes: all parameters and buffers, without the frozen reference copy, which is
-    `reference_bytes` (0 for LoRA). element: bytes of a weight of the trunk. projections: elements of the trunk's
-    linears. trained: elements that get gradients; trained_element: bytes of one. lora: rank by projection, empty
-    in full fine-tuning. merged: decoding uses a fused copy of the projections. picture_side in pixels and
+    of each level's head. weight_bytes: all parameters and buffers of the policy; what a reference or a copy that
+    decodes has besides is not among them. element: bytes of a weight of the trunk. projections: elements of the
+    trunk's linears. trained: elements that get gradients; trained_element: bytes of one. lora: rank by projection,
+    empty in full fine-tuning. merged: decoding uses a fused copy of the projections. picture_side in pixels and
     picture_channels, the width of the last stage of the picture decoder.
     """
 
@@ -39,7 +39,6 @@ class ModelSizes:
     features: Mapping[str, int]
     image_tokens: int
     weight_bytes: int
-    reference_bytes: int
     element: int
     projections: int
     trained: int
@@ -63,7 +62,6 @@ def model_sizes(policy: JanusPolicy, device: torch.device | None = None) -> Mode
     janus, config = policy.janus, policy.janus.config
     trunk = janus.model.language_model
     text, vq = trunk.config, config.vq_config
-    weight_bytes = _bytes(policy)
     element = trunk.embed_tokens.weight.element_size()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     ranks = _lora_ranks(trunk)
@@ -83,8 +81,7 @@ def model_sizes(policy: JanusPolicy, device: torch.device | None = None) -> Mode
             IMAGE: janus.model.generation_head.vision_head.weight.shape[1],
         },
         image_tokens=policy.image_tokens,
-        weight_bytes=weight_bytes,
-        reference_bytes=0 if policy.adapter is not None else weight_bytes,
+        weight_bytes=_bytes(policy),
         element=element,
         projections=_projection_elements(trunk),
         trained=sum(parameter.numel() for parameter in trained),

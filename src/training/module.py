@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import Operations
 from src.algorithms import Algorithm
-from src.policies.base import RefreshableReference, Shardable
+from src.policies.base import FollowsTraining, MixedPrecision, RefreshableReference, Shardable
 from src.rewards.ensemble import RewardEnsemble
 from src.sharding import write_whole
 from src.training.collect import Collected, CollectSettings, collect
@@ -87,15 +87,22 @@ class BiCoTModule(L.LightningModule):
         self.collected: Collected | None = None
         self.step_metrics: dict[str, float] = {}
         self._sharded = False
+        self._configured = False
 
     def configure_model(self) -> None:
-        """Cut the trained weights over the ranks, where the strategy asks for it. Lightning may call more than once.
+        """Cut the trained weights over the ranks, where the strategy asks for it; else have float32 masters of bf16
+        products decode as bf16. Lightning may call more than once.
 
         Raises:
             ValueError: for a policy that cannot be cut.
         """
+        if self._configured:
+            return
+        self._configured = True
         strategy = self.trainer.strategy
-        if self._sharded or not isinstance(strategy, ShardedStrategy):
+        if not isinstance(strategy, ShardedStrategy):
+            if self.trainer.precision == "bf16-mixed" and isinstance(self.policy, MixedPrecision):
+                self.policy.decode_in(torch.bfloat16)
             return
         if not isinstance(self.policy, Shardable):
             raise ValueError(
@@ -110,7 +117,7 @@ class BiCoTModule(L.LightningModule):
 
     def weights_changed(self) -> None:
         """After an optimiser step, or anything else that wrote to the trained weights. All ranks at once."""
-        if isinstance(self.policy, Shardable):
+        if isinstance(self.policy, FollowsTraining):
             self.policy.refresh_rollout_weights()
 
     def collect(self, batch: PromptBatch) -> Collected:

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from src.memory import GIB, StepCut, StepShape, estimate, sharded_weight_bytes
+from src.memory import GIB, StepCut, StepShape, estimate, held_bytes
 from src.policies.base import Shardable
 from src.policies.sizes import model_sizes
 from src.policies.snapshot import trained_parameters
@@ -147,7 +147,7 @@ def test_the_formula_counts_every_byte_of_the_weights(mesh: DeviceMesh, lora: An
         *(part.to_local() for part in cut._reference_parts.values()),
     ]
     buffers = sum(b.numel() * b.element_size() for b in cut.buffers())
-    expected = sharded_weight_bytes(sizes, shape_of(dtype))
+    expected = held_bytes(sizes, shape_of(dtype))
     # Buffers stay in float32 where frozen parameters are rounded to bf16.
     distinct = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
     assert sum(distinct.values()) == expected + (buffers // 2 if dtype else 0)
