@@ -195,7 +195,7 @@ class JanusPolicy(nn.Module):
             round_frozen(reference, dtype)
         self._copy = DecodingCopy(self.network, trained_parameters(self.network), dtype, "network.")
         # Lightning puts a checkpoint's weights in by itself.
-        self.register_load_state_dict_post_hook(lambda policy, _: policy.refresh_rollout_weights())
+        self.register_load_state_dict_post_hook(_follow)
 
     def refresh_rollout_weights(self) -> None:
         if self._copy is not None:
@@ -242,6 +242,10 @@ class JanusPolicy(nn.Module):
         for model in (*self._reference, *(() if self._copy is None else (self._copy.network,))):
             model._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def _follow(policy: JanusPolicy, incompatible_keys: Any) -> None:
+    policy.refresh_rollout_weights()
 
 
 def plain_janus(network: Any) -> Any:
