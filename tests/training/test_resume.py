@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one update": {},
     "two updates": {"algorithm__updates_per_rollout": 2, "trainer__max_steps": 12, "evaluation__every": 6},
     "full": {"model__lora": "null", "optim__lr": 1e-3},
-    "full, mixed precision": {"model__lora": "null", "optim__lr": 1e-3, "trainer__precision": "bf16-mixed"},
+    "full in mixed precision": {"model__lora": "null", "optim__lr": 1e-3, "trainer__precision": "bf16-mixed"},
     "running statistics": {"rewards__normalise": "running"},
     "linear schedule": {"optim__warmup_steps": 2, "optim__schedule": "linear", "optim__weight_decay": 0.1},
 }
