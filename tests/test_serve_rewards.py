@@ -97,7 +97,7 @@ class Server:
 
     def stop(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(30)
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_a_server_killed_in_mid_run_and_restarted_changes_nothing(
     # Killed alone, its first process leaves nothing behind: the others would hold its port and its memory.
     group = one.process.pid
     one.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 10
     while processes_of(group) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(group) == {}

@@ -1,7 +1,7 @@
 """A network's trained weights once more, whole and in the dtype of the products: what decodes where masters do not.
 
 Needed where the trained weights are cut over ranks (FSDP2), and where they are float32 masters of bf16 products:
-decoding reads every weight for every token, so that half the bytes are twice the speed. Its addresses never change
+decoding reads every weight for every token, and bf16 is half the bytes. Its addresses never change
 (CUDA graphs need that). Frozen weights are shared with the network, so that they exist once.
 """
 
