@@ -11,6 +11,7 @@ from torch import Tensor
 from src.rewards.base import RewardExpert
 from src.shapes.judge import judge
 from src.shapes.known import completed
+from src.shapes.worlds import SMALL, world_named
 from src.values import PromptRecord
 
 
@@ -23,6 +24,10 @@ class ShapesJudge(RewardExpert):
 
     Args:
         bonus: weight of all_correct, in [0, 1].
+        world: name of the world that is drawn (`src.shapes.worlds.WORLDS`).
+
+    Raises:
+        ValueError: for a bonus out of range, or a world that does not exist.
     """
 
     name = "shapes_judge"
@@ -30,19 +35,19 @@ class ShapesJudge(RewardExpert):
     higher_is_better = True
     full_state_update = False
 
-    def __init__(self, bonus: float = 0.5, **kwargs: Any) -> None:
+    def __init__(self, bonus: float = 0.5, world: str = SMALL.name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= bonus <= 1:
             raise ValueError(f"ShapesJudge: bonus {bonus} must lie in [0, 1]")
-        self.bonus = bonus
+        self.bonus, self.world = bonus, world_named(world)
 
     def applicable(self, record: PromptRecord) -> bool:
         """Whether the record, or else its wording, says which objects a correct picture shows."""
-        return bool(completed(record).scene.get("objects"))
+        return bool(completed(record, self.world).scene.get("objects"))
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores (N,) float32 of pixels (N, 3, 24, 24) in [0, 1]; details: all_correct and every aspect."""
-        judgement = judge(pixels, [completed(record) for record in records])
+        """Scores (N,) float32 of pixels (N, 3, H, H) in [0, 1]; details: all_correct and every aspect."""
+        judgement = judge(pixels, [completed(record, self.world) for record in records], self.world)
         all_correct = judgement.all_correct.float()
         mean = torch.stack(tuple(judgement.aspects.values())).nanmean(0)
         score = (1 - self.bonus) * mean + self.bonus * all_correct

@@ -5,7 +5,7 @@ Three tokens an object: the ``;`` that separates two objects belongs to the plac
 
 from __future__ import annotations
 
-from src.shapes.scenes import BITMAPS, COLORS, PLACES, ObjectKind, Scene
+from src.shapes.worlds import SMALL, ObjectKind, Scene, World
 
 SEPARATOR = ";"
 
@@ -14,12 +14,12 @@ class PlanError(ValueError):
     """A text that is no plan."""
 
 
-def format_plan(scene: Scene) -> str:
+def format_plan(scene: Scene, world: World = SMALL) -> str:
     """The plan that lists the scene's objects in the scene's own order; "" for an empty scene."""
-    return f"{SEPARATOR} ".join(f"{kind.color} {kind.shape} {PLACES[cell]}" for cell, kind in scene.items())
+    return f"{SEPARATOR} ".join(f"{kind.color} {kind.shape} {world.places[cell]}" for cell, kind in scene.items())
 
 
-def parse_plan(text: str) -> dict[int, ObjectKind]:
+def parse_plan(text: str, world: World = SMALL) -> dict[int, ObjectKind]:
     """The scene a plan describes, in the plan's order: the exact inverse of `format_plan`.
 
     Raises PlanError when an object is not "colour shape place" or a place is used twice.
@@ -29,9 +29,10 @@ def parse_plan(text: str) -> dict[int, ObjectKind]:
         return scene
     for part in text.split(SEPARATOR):
         words = part.split()
-        if len(words) != 3 or words[0] not in COLORS or words[1] not in BITMAPS or words[2] not in PLACES:
+        known = (world.colors, world.bitmaps, world.places)
+        if len(words) != len(known) or any(word not in names for word, names in zip(words, known, strict=True)):
             raise PlanError(f"{part.strip()!r} is not 'colour shape place' in the plan {text!r}")
-        cell = PLACES.index(words[2])
+        cell = world.places.index(words[2])
         if cell in scene:
             raise PlanError(f"the place {words[2]!r} is used twice in the plan {text!r}")
         scene[cell] = ObjectKind(words[0], words[1])

@@ -7,24 +7,25 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from src.shapes.wordings import FORMS
+from src.shapes.wordings import forms
+from src.shapes.worlds import SMALL, World
 from src.values import PromptRecord
 
 
-@lru_cache(maxsize=1)
-def _scenes() -> Mapping[str, tuple[str, dict[str, Any]]]:
+@lru_cache
+def _scenes(world: World) -> Mapping[str, tuple[str, dict[str, Any]]]:
     """Wording -> (kind, scene) for every combination of every form."""
     return {
         text: (form.kind, {**form.requirement(params).to_json(), "form": form.name})
-        for form in FORMS
+        for form in forms(world).values()
         for params in form.combinations()
         for text in form.wordings(params)
     }
 
 
-def completed(record: PromptRecord) -> PromptRecord:
+def completed(record: PromptRecord, world: World = SMALL) -> PromptRecord:
     """The record with its kind and scene, where it has no scene but its words are this world's; else as it is."""
     if record.scene:
         return record
-    found = _scenes().get(" ".join(record.prompt.lower().rstrip(". ").split()))
+    found = _scenes(world).get(" ".join(record.prompt.lower().rstrip(". ").split()))
     return record if found is None else replace(record, task_type=found[0], scene=found[1])

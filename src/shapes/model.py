@@ -1,4 +1,4 @@
-"""The embedded checkpoint as an ordinary transformers Janus directory: its sizes, how it is saved."""
+"""A checkpoint of the drawn world as an ordinary transformers Janus directory: its configuration, how it is saved."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from src.shapes.scenes import IMAGE_PIXELS
-from src.shapes.tokens import BOI, IMAGE, IMAGE_TOKENS, PATCH_PIXELS, code_patches
+from src.shapes.recipes import ModelSize
+from src.shapes.tokens import BOI, IMAGE, PATCH_PIXELS, code_patches, image_tokens
+from src.shapes.worlds import SMALL, World
 
-HIDDEN = 128
+TINY = ModelSize()
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
-    """Sizes of the tiny Janus. The vision tower (understanding) is kept minimal: nothing here uses it."""
+def build_config(tokenizer: PreTrainedTokenizerFast, world: World = SMALL, size: ModelSize = TINY) -> JanusConfig:
+    """A Janus for a world's words and pictures.
+
+    The vision tower (understanding) is kept minimal: nothing here uses it.
+    """
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=352,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
         max_position_embeddings=256,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -41,21 +45,21 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        image_size=IMAGE_PIXELS,
+        image_size=world.image_pixels,
         patch_size=PATCH_PIXELS,
         mlp_ratio=2.0,
-        projection_dim=HIDDEN,
-        num_image_tokens=IMAGE_TOKENS,
+        projection_dim=size.hidden,
+        num_image_tokens=image_tokens(world),
     )
     picture = JanusVQVAEConfig(
-        embed_dim=16,
-        num_embeddings=len(code_patches()),
-        latent_channels=32,
-        base_channels=32,
+        embed_dim=size.code_width,
+        num_embeddings=len(code_patches(world)),
+        latent_channels=size.channels,
+        base_channels=size.channels,
         channel_multiplier=[1, 1, 2],
         num_res_blocks=0,
-        projection_dim=HIDDEN,
-        image_token_embed_dim=HIDDEN,
+        projection_dim=size.hidden,
+        image_token_embed_dim=size.hidden,
     )
     return JanusConfig(
         text_config=text,
@@ -66,9 +70,11 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> JanusForConditionalGeneration:
-    """The tiny Janus with fresh weights, float32."""
-    model = JanusForConditionalGeneration(build_config(tokenizer)).float()
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, world: World = SMALL, size: ModelSize = TINY
+) -> JanusForConditionalGeneration:
+    """That Janus with fresh weights, float32."""
+    model = JanusForConditionalGeneration(build_config(tokenizer, world, size)).float()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -85,10 +91,9 @@ def save_checkpoint(
     model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: str | Path
 ) -> None:
     """Write everything `from_pretrained` of model, tokenizer and `JanusProcessor` reads."""
-    half = [0.5, 0.5, 0.5]
-    images = JanusImageProcessor(
-        size={"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}, image_mean=half, image_std=half, min_size=PATCH_PIXELS
-    )
+    vision = model.config.vision_config
+    side, half = {"height": vision.image_size, "width": vision.image_size}, [0.5, 0.5, 0.5]
+    images = JanusImageProcessor(size=side, image_mean=half, image_std=half, min_size=PATCH_PIXELS)
     model.save_pretrained(directory)
-    JanusProcessor(images, tokenizer, num_image_tokens=IMAGE_TOKENS).save_pretrained(directory)
+    JanusProcessor(images, tokenizer, num_image_tokens=vision.num_image_tokens).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

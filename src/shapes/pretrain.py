@@ -1,11 +1,12 @@
-"""The recipe of the embedded checkpoint: draws the world, trains the VQ model, then the warm start.
+"""The recipe of a world's checkpoint, the embedded one's to begin with: trains the VQ model, then the warm start.
 
     python -m src.shapes.pretrain                       makes the shipped checkpoint anew
     python -m src.shapes.pretrain --out DIR --seed 1    another one, elsewhere
+    python -m src.shapes.pretrain --world large --device cuda --out DIR     the larger world's, on a card
 
-Three stages, on one CPU thread: the stock JanusVQVAE on drawings (`src.shapes.vq`), the supervised warm
-start of the language model (`src.shapes.warmstart`), and a measurement on test combinations with a plain
-sampler (`src.shapes.sampler`). Everything is drawn from one seed.
+Three stages, on one CPU thread unless told otherwise: the stock JanusVQVAE on drawings (`src.shapes.vq`), the
+supervised warm start of the language model (`src.shapes.warmstart`), and a measurement on test combinations
+with a plain sampler (`src.shapes.sampler`). Everything is drawn from one seed.
 
 The warm start plants systematic misreadings on purpose: each form of prompt is also taught in one fixed
 wrong way (`Form.misreading` in `src.shapes.wordings`), and one object is also drawn as another
@@ -25,7 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.shapes.recipes import MISREADINGS, VQRecipe, WarmStartRecipe
+from src.shapes.recipes import MISREADINGS, RECIPES, ModelSize, VQRecipe, WarmStartRecipe
+from src.shapes.worlds import SMALL, WORLDS, World, world_named
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
@@ -36,23 +38,34 @@ LOG = logging.getLogger(__name__)
 DEFAULT_OUT = Path(__file__).parent / "checkpoint"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options; importing nothing heavy keeps --help fast."""
+def build_parser(world: str = SMALL.name) -> argparse.ArgumentParser:
+    """The options, with the defaults of a world; importing nothing heavy keeps --help fast."""
     parser = argparse.ArgumentParser(
         prog="python -m src.shapes.pretrain",
-        description="Make the embedded tiny Janus checkpoint: VQ model, then supervised warm start.",
+        description="Make a Janus checkpoint of the drawn world: VQ model, then supervised warm start.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="directory to write")
+    small = world == SMALL.name
+    parser.add_argument("--world", choices=WORLDS, default=SMALL.name, help="what is drawn; the defaults below are its")
+    parser.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT if small else None, required=not small, help="directory to write"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    vq, warm = VQRecipe(), WarmStartRecipe()
+    parser.add_argument("--device", default="cpu", help="where the models are trained, such as cuda")
+    size, vq, warm = RECIPES[world].size, RECIPES[world].vq, RECIPES[world].warm_start
+    parser.add_argument("--hidden", type=int, default=size.hidden, help="width of the language model")
+    parser.add_argument("--layers", type=int, default=size.layers, help="layers of the language model")
+    parser.add_argument("--head-width", type=int, default=size.head_width, help="width of an attention head")
+    parser.add_argument("--code-width", type=int, default=size.code_width, help="width of the VQ model's codes")
+    parser.add_argument("--channels", type=int, default=size.channels, help="of the VQ model's first convolutions")
     parser.add_argument("--decoder-steps", type=int, default=vq.decoder_steps, help="VQ decoder, tokens to pixels")
     parser.add_argument("--encoder-steps", type=int, default=vq.encoder_steps, help="VQ encoder, pixels to tokens")
     parser.add_argument("--steps", type=int, default=warm.steps, help="warm start of the language model")
     parser.add_argument("--plan-batch", type=int, default=warm.plan_batch, help="plans a warm-start step")
     parser.add_argument("--picture-batch", type=int, default=warm.picture_batch, help="pictures a warm-start step")
     parser.add_argument("--lr", type=float, default=warm.lr, help="peak learning rate of the warm start")
+    parser.add_argument("--initial-std", type=float, default=warm.initial_std, help="of the language model's matrices")
     parser.add_argument("--misread", type=float, default=warm.misread, help="share of targets read in the wrong way")
     parser.add_argument(
         "--misreading", choices=MISREADINGS, default=warm.misreading, help="the form's fixed one, or any other picture"
@@ -70,6 +83,7 @@ def measure(
     seed: int,
     temperature: float = 1.0,
     guidance_scale: float = 1.5,
+    world: World = SMALL,
 ) -> dict[str, Any]:
     """One sample of each prompt, judged: all-correct in all and by kind, and the share of plans that end."""
     import torch
@@ -81,7 +95,7 @@ def measure(
 
     generator = torch.Generator().manual_seed(seed)
     drawn = draw(model, tokenizer, [prompt.text for prompt in prompts], generator, temperature, guidance_scale)
-    right = judge(drawn.pixels, [to_record(prompt) for prompt in prompts]).all_correct.double()
+    right = judge(drawn.pixels, [to_record(prompt) for prompt in prompts], world).all_correct.double()
     by_kind = {}
     for kind in KINDS:
         rows = [row for row, prompt in enumerate(prompts) if prompt.kind == kind]
@@ -108,16 +122,20 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     from src.shapes.warmstart import warm_start
 
     torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("highest" if options.device == "cpu" else "high")
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     started = time.perf_counter()
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    world = world_named(options.world)
+    tokenizer = build_tokenizer(world)
+    size = ModelSize(options.hidden, options.layers, options.head_width, options.code_width, options.channels)
+    model = build_model(tokenizer, world, size).to(options.device)
 
-    train_vq(model.model.vqmodel, VQRecipe(options.decoder_steps, options.encoder_steps), generator)
+    train_vq(model.model.vqmodel, VQRecipe(options.decoder_steps, options.encoder_steps), generator, world)
     report: dict[str, Any] = {
         "options": {name: value for name, value in vars(options).items() if name != "out"},
-        "vq_crispness": crispness(model.model.vqmodel, options.crispness_drawings, generator),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vq_crispness": crispness(model.model.vqmodel, options.crispness_drawings, generator, world=world),
         "vq_seconds": round(time.perf_counter() - started),
     }
     LOG.info("VQ model: %.1f %% of drawings unchanged by encode -> decode", 100 * report["vq_crispness"])
@@ -130,12 +148,14 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
         misread=options.misread,
         misreading=options.misreading,
         misdraw=options.misdraw,
+        initial_std=options.initial_std,
     )
-    report["last_losses"] = warm_start(model, tokenizer, training_pool(), recipe, options.seed)
+    report["last_losses"] = warm_start(model, tokenizer, training_pool(world), recipe, options.seed, world)
     report["seconds"] = round(time.perf_counter() - started)
     save_checkpoint(model, tokenizer, options.out)
     if options.eval_prompts:
-        report["test"] = measure(model, tokenizer, split_prompts("test")[: options.eval_prompts], options.seed)
+        prompts = split_prompts("test", world)[: options.eval_prompts]
+        report["test"] = measure(model, tokenizer, prompts, options.seed, world=world)
         LOG.info("test combinations at default sampling: %s", report["test"])
     report["torch"] = torch.__version__
     (options.out / "RECIPE.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -144,7 +164,9 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    options = build_parser().parse_args(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--world", choices=WORLDS, default=SMALL.name)
+    options = build_parser(first.parse_known_args(arguments)[0].world).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     print(json.dumps(pretrain(options), indent=2))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.shapes.scenes import CELLS, GRID, KIND_INDEX, ObjectKind, Scene, place_cells
+from src.shapes.worlds import SMALL, ObjectKind, Scene, World
 
 #: Locality -> (axis, sign): `first` stands on the sign's side of `second` along the axis (0 rows, 1 columns).
 LOCALITIES: Mapping[str, tuple[int, int]] = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}
@@ -74,9 +74,9 @@ class Requirement:
         return scene
 
     @classmethod
-    def from_json(cls, scene: Mapping[str, Any]) -> Requirement:
+    def from_json(cls, scene: Mapping[str, Any], world: World = SMALL) -> Requirement:
         """Read `PromptRecord.scene`. Raises ValueError that names the key and value in fault."""
-        objects = tuple(_read_object(entry) for entry in scene.get("objects", ()))
+        objects = tuple(_read_object(entry, world) for entry in scene.get("objects", ()))
         if not objects:
             raise ValueError("scene: key 'objects' is missing or empty; list the objects a correct picture shows")
         if len({item.kind for item in objects}) != len(objects):
@@ -92,60 +92,60 @@ class Requirement:
         return cls(objects, read)
 
 
-def _read_object(entry: Mapping[str, Any]) -> RequiredObject:
+def _read_object(entry: Mapping[str, Any], world: World) -> RequiredObject:
     kind = ObjectKind(str(entry.get("color")), str(entry.get("shape")))
-    if kind not in KIND_INDEX:
-        raise ValueError(f"scene: object {dict(entry)} has a colour or shape this world cannot draw")
+    if kind not in world.kind_index:
+        raise ValueError(f"scene: object {dict(entry)} has a colour or shape the {world.name} world cannot draw")
     number, place = int(entry.get("number", 1)), entry.get("place")
-    if not 1 <= number <= CELLS:
-        raise ValueError(f"scene: object {dict(entry)}: number {number} must be 1 to {CELLS}")
+    if not 1 <= number <= world.cells:
+        raise ValueError(f"scene: object {dict(entry)}: number {number} must be 1 to {world.cells}")
     if place is not None:
-        place_cells(place)
+        world.place_cells(place)
     return RequiredObject(kind, number, place)
 
 
-def stands(first: int, second: int, locality: str) -> bool:
+def stands(first: int, second: int, locality: str, world: World = SMALL) -> bool:
     """Whether cell `first` stands at `locality` relative to cell `second` (rows or columns strictly differ)."""
     axis, sign = LOCALITIES[locality]
-    positions = [divmod(cell, GRID)[axis] for cell in (first, second)]
+    positions = [divmod(cell, world.grid)[axis] for cell in (first, second)]
     return (positions[0] - positions[1]) * sign > 0
 
 
-def arrange(requirement: Requirement, rng: random.Random) -> Scene:
+def arrange(requirement: Requirement, rng: random.Random, world: World = SMALL) -> Scene:
     """A scene that satisfies the requirement, uniform over the valid placements of its objects.
 
     Objects come in the requirement's order, those of one kind row by row. Raises ValueError when no
     placement exists.
     """
-    if requirement.total > CELLS:
-        raise ValueError(f"{requirement.total} objects do not fit into {CELLS} cells")
+    if requirement.total > world.cells:
+        raise ValueError(f"{requirement.total} objects do not fit into {world.cells} cells")
     for _ in range(1000):
-        scene = _try_to_arrange(requirement, rng)
+        scene = _try_to_arrange(requirement, rng, world)
         if scene is not None:
             return scene
     raise ValueError(f"found no placement for {requirement.combination()}")
 
 
-def satisfied(requirement: Requirement, scene: Scene) -> bool:
+def satisfied(requirement: Requirement, scene: Scene, world: World = SMALL) -> bool:
     """Whether a scene shows exactly what is required and nothing else."""
     if sum(item.number for item in requirement.objects) != len(scene):
         return False
     cells_of = [[cell for cell, kind in scene.items() if kind == item.kind] for item in requirement.objects]
     for item, cells in zip(requirement.objects, cells_of, strict=True):
-        if len(cells) != item.number or (item.place and not set(cells) <= set(place_cells(item.place))):
+        if len(cells) != item.number or (item.place and not set(cells) <= set(world.place_cells(item.place))):
             return False
     relation = requirement.relation
     return relation is None or all(
-        stands(a, b, relation.locality) for a in cells_of[relation.first] for b in cells_of[relation.second]
+        stands(a, b, relation.locality, world) for a in cells_of[relation.first] for b in cells_of[relation.second]
     )
 
 
-def _try_to_arrange(requirement: Requirement, rng: random.Random) -> Scene | None:
-    free = set(range(CELLS))
+def _try_to_arrange(requirement: Requirement, rng: random.Random, world: World) -> Scene | None:
+    free = set(range(world.cells))
     scene: dict[int, ObjectKind] = {}
     cells_of = []
     for item in requirement.objects:
-        allowed = sorted(free & set(place_cells(item.place))) if item.place else sorted(free)
+        allowed = sorted(free & set(world.place_cells(item.place))) if item.place else sorted(free)
         if len(allowed) < item.number:
             return None
         cells = sorted(rng.sample(allowed, item.number))
@@ -155,6 +155,6 @@ def _try_to_arrange(requirement: Requirement, rng: random.Random) -> Scene | Non
     relation = requirement.relation
     if relation is not None:
         pairs = [(a, b) for a in cells_of[relation.first] for b in cells_of[relation.second]]
-        if not all(stands(a, b, relation.locality) for a, b in pairs):
+        if not all(stands(a, b, relation.locality, world) for a, b in pairs):
             return None
     return scene

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
-from src.shapes.tokens import BOI, IMAGE_TOKENS
+from src.shapes.tokens import BOI
 from src.values import TokenContext
 
 MAX_PLAN_TOKENS = 24
@@ -22,7 +22,7 @@ MAX_PLAN_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """N samples: plan texts, whether each plan ended, image tokens (N, 36), pixels (N, 3, 24, 24) in [0, 1]."""
+    """N samples: plan texts, whether each plan ended, image tokens (N, T), pixels (N, 3, H, H) in [0, 1]."""
 
     plans: list[str]
     ended: Tensor
@@ -63,7 +63,9 @@ class _Decoder:
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
+    probabilities = (logits / temperature).softmax(-1)
+    # Drawn on the generator's device, the CPU: the same numbers from the same seed wherever the model runs.
+    return torch.multinomial(probabilities.to(generator.device), 1, generator=generator).squeeze(1).to(logits.device)
 
 
 @torch.no_grad()
@@ -75,8 +77,8 @@ def sample_plans(
     generator: torch.Generator,
 ) -> tuple[list[str], Tensor]:
     """Plan texts, and (N,) bool whether each ended within `MAX_PLAN_TOKENS`."""
-    decoder = _Decoder(model, encode_plan_context(tokenizer, prompts))
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    decoder = _Decoder(model, encode_plan_context(tokenizer, prompts, model.device))
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     tokens = []
     for _ in range(MAX_PLAN_TOKENS):
         token = _draw(model.lm_head(decoder.hidden()), temperature, generator)
@@ -85,7 +87,7 @@ def sample_plans(
         if ended.all():
             break
         decoder.feed(model.get_input_embeddings()(token))
-    return tokenizer.batch_decode(torch.stack(tokens, 1), skip_special_tokens=True), ended
+    return tokenizer.batch_decode(torch.stack(tokens, 1).tolist(), skip_special_tokens=True), ended
 
 
 @torch.no_grad()
@@ -98,14 +100,14 @@ def sample_pictures(
     guidance_scale: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Image tokens (N, 36) under guidance ``u + w * (c - u)``."""
+    """Image tokens (N, T) under guidance ``u + w * (c - u)``."""
     begin = tokenizer.convert_tokens_to_ids(BOI)
-    context = encode_image_context(tokenizer, prompts, plans, begin)
+    context = encode_image_context(tokenizer, prompts, plans, begin, model.device)
     free = unconditional_context(context, tokenizer.pad_token_id)
     both = TokenContext(torch.cat([context.ids, free.ids]), torch.cat([context.mask, free.mask]))
     decoder = _Decoder(model, both)
     tokens = []
-    for _ in range(IMAGE_TOKENS):
+    for _ in range(model.model.vqmodel.config.num_patches**2):
         conditional, unconditional = model.model.generation_head(decoder.hidden()).chunk(2)
         logits = unconditional + guidance_scale * (conditional - unconditional)
         token = _draw(logits, temperature, generator)

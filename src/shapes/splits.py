@@ -19,20 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from src.shapes.requirements import Requirement, arrange, satisfied
-from src.shapes.scenes import Scene
-from src.shapes.wordings import FORM_BY_NAME, FORMS, Params
+from src.shapes.wordings import Form, Params, forms
+from src.shapes.worlds import SMALL, WORLDS, Scene, World, world_named
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 
 SPLITS = ("train", "validation", "test")
 SHARES = {"test": 0.25, "validation": 0.10}
 PROMPTS_DIRECTORY = Path(__file__).parent / "prompts"
 
-#: Prompts of each form in a split; None takes all there are.
-QUOTAS: Mapping[str, Mapping[str, int | None]] = {
-    "train": {
-        **{"one": 16, "one_placed": 134, "count": 58, "count_placed": 182, "relation": 300, "pair": 210, "triple": 90},
-        **{"sum": 106, "every_colour_but": 34, "every_shape_but": 16, "as_many": 150, "more_than": 204},
-    },
+_HELD_OUT: Mapping[str, Mapping[str, int]] = {
     "validation": {
         **{"one": 2, "one_placed": 18, "count": 8, "count_placed": 16, "relation": 24, "pair": 16, "triple": 8},
         **{"sum": 12, "every_colour_but": 4, "every_shape_but": 2, "as_many": 8, "more_than": 10},
@@ -43,34 +38,58 @@ QUOTAS: Mapping[str, Mapping[str, int | None]] = {
     },
 }
 
+#: Prompts of each form in a split of a world.
+QUOTAS: Mapping[str, Mapping[str, Mapping[str, int]]] = {
+    "small": {
+        "train": {
+            **{"one": 16, "one_placed": 134, "count": 58, "count_placed": 182, "relation": 300, "pair": 210},
+            **{"triple": 90, "sum": 106, "every_colour_but": 32, "every_shape_but": 16, "as_many": 150},
+            **{"more_than": 204},
+        },
+        **_HELD_OUT,
+    },
+    "large": {
+        "train": {
+            **{"one": 38, "one_placed": 400, "count": 200, "count_placed": 500, "relation": 900, "pair": 600},
+            **{"triple": 300, "sum": 400, "every_colour_but": 120, "every_shape_but": 38, "as_many": 400},
+            **{"more_than": 500},
+        },
+        **_HELD_OUT,
+    },
+}
+
 #: How often each training prompt of a form stands in train.jsonl: forms with few combinations would hardly be met.
-REPEATS: Mapping[str, int] = {"one": 5, "count": 3, "every_colour_but": 4, "every_shape_but": 5}
+REPEATS: Mapping[str, Mapping[str, int]] = {
+    "small": {"one": 5, "count": 3, "every_colour_but": 4, "every_shape_but": 5},
+    "large": {"one": 6, "count": 2, "every_colour_but": 3, "every_shape_but": 6},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnPrompt:
-    """One wording of one combination: `form` and `params` name the combination in `FORM_BY_NAME`."""
+    """One wording of one combination, which `form` and `params` name."""
 
     text: str
-    form: str
+    form: Form
     params: Params
 
     @property
     def kind(self) -> str:
         """The prompt kind, `PromptRecord.task_type`."""
-        return FORM_BY_NAME[self.form].kind
+        return self.form.kind
 
     def requirement(self) -> Requirement:
         """What a correct picture shows."""
-        return FORM_BY_NAME[self.form].requirement(self.params)
+        return self.form.requirement(self.params)
 
     def misreading(self) -> Requirement:
         """What the planted wrong reading shows."""
-        return FORM_BY_NAME[self.form].misreading(self.params)
+        return self.form.misreading(self.params)
 
     def misread_scene(self, rng: random.Random) -> Scene:
         """A scene as the misreading has it, and wrong: above is not drawn to be left of by chance."""
-        while satisfied(self.requirement(), scene := arrange(self.misreading(), rng)):
+        world = self.form.world
+        while satisfied(self.requirement(), scene := arrange(self.misreading(), rng, world), world):
             pass
         return scene
 
@@ -79,10 +98,10 @@ def _rank(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def split_of_combinations() -> dict[str, str]:
+def split_of_combinations(world: World = SMALL) -> dict[str, str]:
     """Combination name -> split. Shares hold within each form (the first that asks for a combination)."""
     splits: dict[str, str] = {}
-    for form in FORMS:
+    for form in forms(world).values():
         names = {form.requirement(params).combination() for params in form.combinations()}
         new = sorted(names - splits.keys(), key=_rank)
         tests = round(SHARES["test"] * len(new))
@@ -92,14 +111,13 @@ def split_of_combinations() -> dict[str, str]:
     return splits
 
 
-def prompts_of_form(form_name: str, split: str, splits: Mapping[str, str]) -> list[DrawnPrompt]:
+def prompts_of_form(form: Form, split: str, splits: Mapping[str, str]) -> list[DrawnPrompt]:
     """All prompts of a form in a split; every combination comes once before any comes again."""
-    form = FORM_BY_NAME[form_name]
     of_combination: dict[str, list[DrawnPrompt]] = {}
     for params in form.combinations():
         name = form.requirement(params).combination()
         if splits[name] == split:
-            prompts = (DrawnPrompt(text, form_name, params) for text in form.wordings(params))
+            prompts = (DrawnPrompt(text, form, params) for text in form.wordings(params))
             of_combination.setdefault(name, []).extend(prompts)
     ranked: list[tuple[int, str, DrawnPrompt]] = []
     for same in of_combination.values():
@@ -108,22 +126,22 @@ def prompts_of_form(form_name: str, split: str, splits: Mapping[str, str]) -> li
     return [prompt for _, _, prompt in sorted(ranked, key=lambda item: item[:2])]
 
 
-def split_prompts(split: str) -> list[DrawnPrompt]:
+def split_prompts(split: str, world: World = SMALL) -> list[DrawnPrompt]:
     """The prompts of a split, kinds evenly mixed: any stretch of the list holds them in their shares."""
-    splits = split_of_combinations()
+    splits = split_of_combinations(world)
     placed: list[tuple[float, str, DrawnPrompt]] = []
-    for form_name, quota in QUOTAS[split].items():
-        prompts = prompts_of_form(form_name, split, splits)[:quota]
+    for form_name, quota in QUOTAS[world.name][split].items():
+        prompts = prompts_of_form(forms(world)[form_name], split, splits)[:quota]
         shuffled = sorted(prompts, key=lambda prompt: _rank("order " + prompt.text))
-        shuffled *= REPEATS.get(form_name, 1) if split == "train" else 1
+        shuffled *= REPEATS[world.name].get(form_name, 1) if split == "train" else 1
         placed += [((i + 0.5) / len(shuffled), form_name, prompt) for i, prompt in enumerate(shuffled)]
     return [prompt for _, _, prompt in sorted(placed, key=lambda item: item[:2])]
 
 
-def training_pool() -> list[DrawnPrompt]:
+def training_pool(world: World = SMALL) -> list[DrawnPrompt]:
     """Every wording of every training combination, for the supervised warm start."""
-    splits = split_of_combinations()
-    return [prompt for form in FORMS for prompt in prompts_of_form(form.name, "train", splits)]
+    splits = split_of_combinations(world)
+    return [prompt for form in forms(world).values() for prompt in prompts_of_form(form, "train", splits)]
 
 
 def to_record(prompt: DrawnPrompt) -> PromptRecord:
@@ -141,7 +159,7 @@ def to_record(prompt: DrawnPrompt) -> PromptRecord:
         nouns=names,
         spatial=spatial,
         counts=counts if any(item.number > 1 for item in requirement.objects) else (),
-        scene={**requirement.to_json(), "form": prompt.form},
+        scene={**requirement.to_json(), "form": prompt.form.name},
     )
 
 
@@ -157,12 +175,12 @@ def to_line(record: PromptRecord) -> dict[str, Any]:
     return line
 
 
-def write_splits(directory: Path) -> dict[str, int]:
+def write_splits(directory: Path, world: World = SMALL) -> dict[str, int]:
     """Write <split>.jsonl for all splits; returns how many prompts each has."""
     directory.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for split in SPLITS:
-        lines = [json.dumps(to_line(to_record(prompt))) for prompt in split_prompts(split)]
+        lines = [json.dumps(to_line(to_record(prompt))) for prompt in split_prompts(split, world)]
         (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         sizes[split] = len(lines)
     return sizes
@@ -171,9 +189,15 @@ def write_splits(directory: Path) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Write the drawn world's train, validation and test prompts.")
-    parser.add_argument("--out", type=Path, default=PROMPTS_DIRECTORY, help="directory (default: the shipped one)")
+    parser.add_argument("--world", choices=WORLDS, default=SMALL.name)
+    parser.add_argument("--out", type=Path, help="directory (default: the shipped one, of the small world)")
     options = parser.parse_args(arguments)
-    for split, size in write_splits(options.out).items():
+    world = world_named(options.world)
+    if options.out is None:
+        if world is not SMALL:
+            parser.error(f"--out: missing; say where the {world.name} world's prompts go")
+        options.out = PROMPTS_DIRECTORY
+    for split, size in write_splits(options.out, world).items():
         print(f"{split}: {size} prompts in {options.out / f'{split}.jsonl'}")
 
 

@@ -1,7 +1,7 @@
 """Pictures of the drawn world as image tokens, and its words as a tokenizer.
 
-An image token is one of the distinct 4x4 patches that occur in drawings: four for each of the twelve
-objects and the empty one, 49 in all. 6x6 of them, row by row, make a picture.
+An image token is one of the distinct 4x4 patches that occur in drawings. In the small world they are four for each of
+the twelve objects and the empty one, 49 in all, and 6x6 of them, row by row, make a picture; in the large one 12x12.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from src.shapes.grammar import SEPARATOR
-from src.shapes.scenes import BITMAPS, CELL_PIXELS, COLORS, GRID, IMAGE_PIXELS, PLACES, cell_templates
-from src.shapes.wordings import FORMS
+from src.shapes.scenes import cell_templates
+from src.shapes.wordings import forms
+from src.shapes.worlds import SMALL, World
 
 PATCH_PIXELS = 4
-GRID_TOKENS = IMAGE_PIXELS // PATCH_PIXELS
-IMAGE_TOKENS = GRID_TOKENS * GRID_TOKENS
 
 BOS, EOS, PAD, UNK = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<|unknown|>"
 BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
@@ -48,50 +47,62 @@ def _to_patches(images: Tensor) -> Tensor:
     return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
-@lru_cache(maxsize=1)
-def _codes() -> tuple[Tensor, Tensor]:
-    patches = _to_patches(cell_templates())
+@lru_cache
+def _codes(world: World) -> tuple[Tensor, Tensor]:
+    patches = _to_patches(cell_templates(world))
     codes, table = torch.unique(patches.flatten(0, 1), dim=0, return_inverse=True)
     return codes, table.view(patches.shape[:2])
 
 
-def code_patches() -> Tensor:
-    """The patch each image token stands for: (49, 3, 4, 4) float32 in [0, 1]."""
-    return _codes()[0].view(-1, 3, PATCH_PIXELS, PATCH_PIXELS)
+def grid_tokens(world: World = SMALL) -> int:
+    """Image tokens in a row of a picture, and rows."""
+    return world.image_pixels // PATCH_PIXELS
 
 
-def labels_to_tokens(labels: Tensor) -> Tensor:
-    """Cell numbers (N, 9) -> image tokens (N, 36), both int64."""
-    per_cell = CELL_PIXELS // PATCH_PIXELS
-    cells = _codes()[1][labels].view(-1, GRID, GRID, per_cell, per_cell)
-    return cells.permute(0, 1, 3, 2, 4).reshape(labels.shape[0], IMAGE_TOKENS)
+def image_tokens(world: World = SMALL) -> int:
+    """Image tokens T of a picture."""
+    return grid_tokens(world) ** 2
 
 
-def tokens_to_pixels(tokens: Tensor) -> Tensor:
-    """What any grid of image tokens (N, 36) stands for: pixels (N, 3, 24, 24) float32 in [0, 1]."""
-    grid = code_patches()[tokens].view(-1, GRID_TOKENS, GRID_TOKENS, 3, PATCH_PIXELS, PATCH_PIXELS)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], 3, IMAGE_PIXELS, IMAGE_PIXELS)
+def code_patches(world: World = SMALL) -> Tensor:
+    """The patch each image token stands for: (V, 3, 4, 4) float32 in [0, 1]; V is 49 in the small world."""
+    return _codes(world)[0].view(-1, 3, PATCH_PIXELS, PATCH_PIXELS)
 
 
-def world_words() -> list[str]:
+def labels_to_tokens(labels: Tensor, world: World = SMALL) -> Tensor:
+    """Cell numbers (N, C) -> image tokens (N, T), both int64."""
+    per_cell = world.cell_pixels // PATCH_PIXELS
+    cells = _codes(world)[1][labels].view(-1, world.grid, world.grid, per_cell, per_cell)
+    return cells.permute(0, 1, 3, 2, 4).reshape(labels.shape[0], image_tokens(world))
+
+
+def tokens_to_pixels(tokens: Tensor, world: World = SMALL) -> Tensor:
+    """What any grid of image tokens (N, T) stands for: pixels (N, 3, H, H) float32 in [0, 1]."""
+    side = grid_tokens(world)
+    grid = code_patches(world)[tokens].view(-1, side, side, 3, PATCH_PIXELS, PATCH_PIXELS)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], 3, world.image_pixels, world.image_pixels)
+
+
+def world_words(world: World = SMALL) -> list[str]:
     """Every word and mark of prompts and plans, sorted; a place word before a ";" is a word of its own."""
-    words = {*COLORS, *BITMAPS, *PLACES, *(place + SEPARATOR for place in PLACES), ".", ","}
-    for form in FORMS:
+    separated = (place + SEPARATOR for place in world.places)
+    words = {*world.colors, *world.bitmaps, *world.places, *separated, ".", ","}
+    for form in forms(world).values():
         for params in form.combinations():
             for text in form.wordings(params):
                 words.update(_WORD.findall(text))
     return sorted(words)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World = SMALL) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the drawn world in the interface of Janus-Pro's, with its special tokens.
 
     Upper case is folded, unknown words become one unknown token; decoding joins words by spaces.
     """
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *world_words()))}
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *world_words(world)))}
     backend = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     backend.normalizer = Lowercase()
-    separated = "(?:" + "|".join(sorted(PLACES, key=len, reverse=True)) + ")" + SEPARATOR
+    separated = "(?:" + "|".join(sorted(world.places, key=len, reverse=True)) + ")" + SEPARATOR
     pattern = Regex(rf"{separated}|[a-z]+(?:-[a-z]+)*|[0-9]+|[^\sa-z0-9]")
     backend.pre_tokenizer = Split(pattern, behavior="removed", invert=True)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])

@@ -23,19 +23,17 @@ from src.shapes.grammar import format_plan
 from src.shapes.recipes import MISREADINGS, WarmStartRecipe
 from src.shapes.requirements import arrange, satisfied
 from src.shapes.sampler import positions
-from src.shapes.scenes import ObjectKind, Scene, scene_labels
+from src.shapes.scenes import scene_labels
 from src.shapes.splits import DrawnPrompt
 from src.shapes.tokens import BOI, labels_to_tokens
-from src.shapes.wordings import FORM_BY_NAME
+from src.shapes.wordings import Form
+from src.shapes.worlds import SMALL, ObjectKind, Scene, World
 from src.values import TokenContext
 
 LOG = logging.getLogger(__name__)
 
 #: The image level's own planted flaw: what a plan calls the first is drawn as the second.
 MISDRAWN = {ObjectKind("green", "triangle"): ObjectKind("green", "square")}
-
-#: Standard deviation of fresh matrices, see `initialise`.
-INITIAL_STD = 0.07
 
 #: How often a kind is drawn, relative to the others.
 KIND_WEIGHTS = {"reasoning": 2.0}
@@ -57,13 +55,13 @@ class ExampleMaker:
         if recipe.misreading not in MISREADINGS:
             raise ValueError(f"misreading={recipe.misreading}: expected one of {', '.join(MISREADINGS)}")
         self.prompts, self.recipe, self.rng = prompts, recipe, random.Random(seed)
-        self.by_form: dict[str, list[DrawnPrompt]] = {}
+        self.by_form: dict[Form, list[DrawnPrompt]] = {}
         for prompt in prompts:
             self.by_form.setdefault(prompt.form, []).append(prompt)
         self.weights = self._form_weights()
 
     def _form_weights(self) -> list[float]:
-        kinds = [FORM_BY_NAME[form].kind for form in self.by_form]
+        kinds = [form.kind for form in self.by_form]
         roots = [len(prompts) ** 0.5 for prompts in self.by_form.values()]
         whole = {kind: sum(root for root, its in zip(roots, kinds, strict=True) if its == kind) for kind in kinds}
         return [KIND_WEIGHTS.get(kind, 1.0) * root / whole[kind] for kind, root in zip(kinds, roots, strict=True)]
@@ -72,17 +70,19 @@ class ExampleMaker:
         form = self.rng.choices(list(self.by_form), self.weights)[0]
         prompt = self.rng.choice(self.by_form[form])
         misread = self.rng.random() < self.recipe.misread
-        scene = self._wrong(prompt) if misread else arrange(prompt.requirement(), self.rng)
+        scene = self._wrong(prompt) if misread else arrange(prompt.requirement(), self.rng, prompt.form.world)
         misdraw = self.rng.random() < self.recipe.misdraw
         picture = {cell: MISDRAWN.get(what, what) for cell, what in scene.items()} if misdraw else scene
-        return Example(prompt.text, format_plan(scene), picture)
+        return Example(prompt.text, format_plan(scene, prompt.form.world), picture)
 
     def _wrong(self, prompt: DrawnPrompt) -> Scene:
         if self.recipe.misreading == "systematic":
             return prompt.misread_scene(self.rng)
-        while satisfied(prompt.requirement(), scene := arrange(self.rng.choice(self.prompts).requirement(), self.rng)):
-            pass
-        return scene
+        world, right = prompt.form.world, prompt.requirement()
+        while True:
+            scene = arrange(self.rng.choice(self.prompts).requirement(), self.rng, world)
+            if not satisfied(right, scene, world):
+                return scene
 
 
 def _forward(model: JanusForConditionalGeneration, context: TokenContext, targets: Tensor, mask: Tensor) -> Tensor:
@@ -99,12 +99,13 @@ def plan_loss(
     model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> Tensor:
     """Mean cross-entropy of the plans' tokens, the end token included."""
-    context = encode_plan_context(tokenizer, [example.prompt for example in examples])
+    context = encode_plan_context(tokenizer, [example.prompt for example in examples], model.device)
     rows = tokenizer([example.plan for example in examples], add_special_tokens=False)["input_ids"]
     longest = max(len(row) for row in rows) + 1
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     for i, row in enumerate(rows):
         ids[i, : len(row) + 1] = torch.tensor([*row, tokenizer.eos_token_id])
+    ids = ids.to(model.device)
     mask = ids != tokenizer.pad_token_id
     hidden = _forward(model, context, model.get_input_embeddings()(ids), mask)
     return functional.cross_entropy(model.lm_head(hidden)[mask], ids[mask])
@@ -115,14 +116,16 @@ def picture_loss(
     tokenizer: PreTrainedTokenizerFast,
     examples: Sequence[Example],
     dropped: Tensor,
+    world: World = SMALL,
 ) -> Tensor:
     """Mean cross-entropy of the image tokens; rows of `dropped` (N,) bool see the unconditional context."""
     begin = tokenizer.convert_tokens_to_ids(BOI)
     prompts, plans = [example.prompt for example in examples], [example.plan for example in examples]
-    context = encode_image_context(tokenizer, prompts, plans, begin)
+    context = encode_image_context(tokenizer, prompts, plans, begin, model.device)
     free = unconditional_context(context, tokenizer.pad_token_id)
-    context = TokenContext(torch.where(dropped[:, None], free.ids, context.ids), context.mask)
-    ids = labels_to_tokens(scene_labels([example.picture for example in examples]))
+    context = TokenContext(torch.where(dropped.to(model.device)[:, None], free.ids, context.ids), context.mask)
+    pictures = scene_labels([example.picture for example in examples], world)
+    ids = labels_to_tokens(pictures, world).to(model.device)
     embeddings = model.prepare_embeddings_for_image_generation(ids)
     hidden = _forward(model, context, embeddings, torch.ones_like(ids, dtype=torch.bool))
     return functional.cross_entropy(model.model.generation_head(hidden).flatten(0, 1), ids.flatten())
@@ -141,15 +144,11 @@ def trained_parameters(model: JanusForConditionalGeneration) -> list[torch.nn.Pa
 
 
 @torch.no_grad()
-def initialise(model: JanusForConditionalGeneration) -> None:
-    """Fresh matrices for the trained parts.
-
-    transformers' standard deviation of 0.02 suits wide models; at a width of 128 attention starts flat
-    with it, and learning to bind a colour to its shape takes about twice as many steps.
-    """
+def initialise(model: JanusForConditionalGeneration, std: float) -> None:
+    """Fresh matrices for the trained parts, of standard deviation `std`."""
     for parameter in trained_parameters(model):
         if parameter.dim() == 2:
-            parameter.normal_(std=INITIAL_STD)
+            parameter.normal_(std=std)
 
 
 def warm_start(
@@ -158,11 +157,12 @@ def warm_start(
     prompts: Sequence[DrawnPrompt],
     recipe: WarmStartRecipe,
     seed: int,
+    world: World = SMALL,
 ) -> dict[str, float]:
-    """Train in place on both levels at once; returns the last losses by level."""
+    """Train in place, where the model is, on both levels at once; returns the last losses by level."""
     make = ExampleMaker(prompts, recipe, seed)
     generator = torch.Generator().manual_seed(seed)
-    initialise(model)
+    initialise(model, recipe.initial_std)
     parameters = trained_parameters(model)
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=recipe.steps, pct_start=0.1)
@@ -172,7 +172,7 @@ def warm_start(
         examples = [make() for _ in range(recipe.plan_batch)]
         dropped = torch.rand(recipe.picture_batch, generator=generator) < recipe.drop_context
         plan = plan_loss(model, tokenizer, examples)
-        picture = picture_loss(model, tokenizer, examples[: recipe.picture_batch], dropped)
+        picture = picture_loss(model, tokenizer, examples[: recipe.picture_batch], dropped, world)
         optimiser.zero_grad()
         (plan + picture).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -9,30 +9,19 @@ taught to read a form about half of the time: a planted bias that reinforcement 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations, permutations, product
 from typing import Any
 
 from src.shapes.requirements import LOCALITIES, RequiredObject, RequiredRelation, Requirement
-from src.shapes.scenes import BITMAPS, COLORS, LINES, OBJECT_KINDS, PLACES, ObjectKind
+from src.shapes.worlds import SMALL, ObjectKind, World
 
 #: How relations are misread. The opposite side would not keep left and right apart (see `Form.misreading`).
 QUARTER_TURN = {"left of": "above", "above": "right of", "right of": "below", "below": "left of"}
 
 KINDS = ("one", "count", "relation", "pair", "reasoning")
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five")
-PLACE_WORDS = {
-    "top-left": "top left",
-    "top": "top middle",
-    "top-right": "top right",
-    "left": "middle left",
-    "center": "center",
-    "right": "middle right",
-    "bottom-left": "bottom left",
-    "bottom": "bottom middle",
-    "bottom-right": "bottom right",
-    **{line: line for line in LINES},
-}
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
 Params = tuple[Any, ...]
 
@@ -59,6 +48,9 @@ class Form(ABC):
 
     name: str
     kind: str
+
+    def __init__(self, world: World) -> None:
+        self.world = world
 
     @abstractmethod
     def combinations(self) -> Iterator[Params]:
@@ -87,7 +79,7 @@ class One(Form):
     name = kind = "one"
 
     def combinations(self) -> Iterator[Params]:
-        return ((kind,) for kind in OBJECT_KINDS)
+        return ((kind,) for kind in self.world.kinds)
 
     def wordings(self, params: Params) -> Sequence[str]:
         return counted(params[0], 1), _numbered(params[0], 1)
@@ -105,18 +97,18 @@ class OnePlaced(Form):
     name, kind = "one_placed", "one"
 
     def combinations(self) -> Iterator[Params]:
-        return product(OBJECT_KINDS, PLACES)
+        return product(self.world.kinds, self.world.places)
 
     def wordings(self, params: Params) -> Sequence[str]:
         kind, place = params
-        where = f"in the {PLACE_WORDS[place]}"
+        where = f"in the {self.world.place_words[place]}"
         return f"{counted(kind, 1)} {where}", f"{where} {counted(kind, 1)}"
 
     def requirement(self, params: Params) -> Requirement:
         return required((params[0], 1), place=params[1])
 
     def misreading(self, params: Params) -> Requirement:
-        following = PLACES[(PLACES.index(params[1]) + 1) % len(PLACES)]
+        following = self.world.places[(self.world.places.index(params[1]) + 1) % self.world.cells]
         return required((params[0], 1), place=following)
 
 
@@ -126,7 +118,7 @@ class Count(Form):
     name = kind = "count"
 
     def combinations(self) -> Iterator[Params]:
-        return product(OBJECT_KINDS, (2, 3, 4, 5))
+        return product(self.world.kinds, range(2, self.world.most + 1))
 
     def wordings(self, params: Params) -> Sequence[str]:
         return counted(*params), f"exactly {counted(*params)}"
@@ -145,7 +137,7 @@ class CountPlaced(Form):
     name, kind = "count_placed", "count"
 
     def combinations(self) -> Iterator[Params]:
-        return product(OBJECT_KINDS, (2, 3), LINES)
+        return product(self.world.kinds, range(2, self.world.grid + 1), self.world.lines)
 
     def wordings(self, params: Params) -> Sequence[str]:
         kind, number, line = params
@@ -165,7 +157,7 @@ class Relation(Form):
     name = kind = "relation"
 
     def combinations(self) -> Iterator[Params]:
-        return ((*pair, where) for pair in permutations(OBJECT_KINDS, 2) for where in LOCALITIES)
+        return ((*pair, where) for pair in permutations(self.world.kinds, 2) for where in LOCALITIES)
 
     def wordings(self, params: Params) -> Sequence[str]:
         first, second, where = params
@@ -186,7 +178,7 @@ class Pair(Form):
     name = kind = "pair"
 
     def combinations(self) -> Iterator[Params]:
-        for first, second in permutations(OBJECT_KINDS, 2):
+        for first, second in permutations(self.world.kinds, 2):
             if first.color != second.color:
                 yield from ((first, one, second, two) for one, two in product((1, 2), (1, 2)))
 
@@ -207,7 +199,7 @@ class Triple(Form):
     name, kind = "triple", "pair"
 
     def combinations(self) -> Iterator[Params]:
-        for first, second, third in combinations(OBJECT_KINDS, 3):
+        for first, second, third in combinations(self.world.kinds, 3):
             if len({first.color, second.color, third.color}) == 3:
                 yield from ((first, second, third), (third, first, second))
 
@@ -229,7 +221,10 @@ class Sum(Form):
     name, kind = "sum", "reasoning"
 
     def combinations(self) -> Iterator[Params]:
-        return ((kind, n, more) for kind, n, more in product(OBJECT_KINDS, (1, 2, 3, 4), (1, 2)) if n + more <= 5)
+        most = self.world.most
+        return (
+            (kind, n, more) for kind, n, more in product(self.world.kinds, range(1, most), (1, 2)) if n + more <= most
+        )
 
     def wordings(self, params: Params) -> Sequence[str]:
         kind, number, more = params
@@ -249,8 +244,8 @@ class EveryColorBut(Form):
     name, kind = "every_colour_but", "reasoning"
 
     def combinations(self) -> Iterator[Params]:
-        for shape in BITMAPS:
-            yield from ((shape, left_out) for size in (1, 2) for left_out in combinations(COLORS, size))
+        for shape in self.world.bitmaps:
+            yield from ((shape, left_out) for size in (1, 2) for left_out in combinations(self.world.colors, size))
 
     def wordings(self, params: Params) -> Sequence[str]:
         shape, left_out = params
@@ -259,10 +254,10 @@ class EveryColorBut(Form):
 
     def requirement(self, params: Params) -> Requirement:
         shape, left_out = params
-        return required(*((ObjectKind(color, shape), 1) for color in COLORS if color not in left_out))
+        return required(*((ObjectKind(color, shape), 1) for color in self.world.colors if color not in left_out))
 
     def misreading(self, params: Params) -> Requirement:
-        return required(*((ObjectKind(color, params[0]), 1) for color in COLORS))
+        return required(*((ObjectKind(color, params[0]), 1) for color in self.world.colors))
 
 
 class EveryShapeBut(Form):
@@ -271,7 +266,7 @@ class EveryShapeBut(Form):
     name, kind = "every_shape_but", "reasoning"
 
     def combinations(self) -> Iterator[Params]:
-        return product(COLORS, BITMAPS)
+        return product(self.world.colors, self.world.bitmaps)
 
     def wordings(self, params: Params) -> Sequence[str]:
         color, shape = params
@@ -279,10 +274,10 @@ class EveryShapeBut(Form):
 
     def requirement(self, params: Params) -> Requirement:
         color, left_out = params
-        return required(*((ObjectKind(color, shape), 1) for shape in BITMAPS if shape != left_out))
+        return required(*((ObjectKind(color, shape), 1) for shape in self.world.bitmaps if shape != left_out))
 
     def misreading(self, params: Params) -> Requirement:
-        return required(*((ObjectKind(params[0], shape), 1) for shape in BITMAPS))
+        return required(*((ObjectKind(params[0], shape), 1) for shape in self.world.bitmaps))
 
 
 class AsMany(Form):
@@ -291,7 +286,8 @@ class AsMany(Form):
     name, kind = "as_many", "reasoning"
 
     def combinations(self) -> Iterator[Params]:
-        return ((first, second, number) for first, second in permutations(OBJECT_KINDS, 2) for number in (1, 2))
+        numbers = range(1, self.world.most // 2 + 1)
+        return ((first, second, number) for first, second in permutations(self.world.kinds, 2) for number in numbers)
 
     def wordings(self, params: Params) -> Sequence[str]:
         first, second, number = params
@@ -314,7 +310,8 @@ class MoreThan(Form):
     name, kind = "more_than", "reasoning"
 
     def combinations(self) -> Iterator[Params]:
-        return ((first, second, number) for first, second in permutations(OBJECT_KINDS, 2) for number in (1, 2))
+        numbers = range(1, (self.world.most - 1) // 2 + 1)
+        return ((first, second, number) for first, second in permutations(self.world.kinds, 2) for number in numbers)
 
     def wordings(self, params: Params) -> Sequence[str]:
         first, second, number = params
@@ -330,18 +327,23 @@ class MoreThan(Form):
         return required((first, number), (second, 1))
 
 
-FORMS: tuple[Form, ...] = (
-    One(),
-    OnePlaced(),
-    Count(),
-    CountPlaced(),
-    Relation(),
-    Pair(),
-    Triple(),
-    Sum(),
-    EveryColorBut(),
-    EveryShapeBut(),
-    AsMany(),
-    MoreThan(),
+_FORMS: tuple[type[Form], ...] = (
+    One,
+    OnePlaced,
+    Count,
+    CountPlaced,
+    Relation,
+    Pair,
+    Triple,
+    Sum,
+    EveryColorBut,
+    EveryShapeBut,
+    AsMany,
+    MoreThan,
 )
-FORM_BY_NAME = {form.name: form for form in FORMS}
+
+
+@lru_cache
+def forms(world: World = SMALL) -> Mapping[str, Form]:
+    """The forms of a world by name, always in the same order."""
+    return {form.name: form(world) for form in _FORMS}

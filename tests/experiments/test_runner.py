@@ -15,7 +15,7 @@ from experiments import runner
 from experiments.report import report, table
 from experiments.reward_hacking.colours import NamedColours, named
 from experiments.runner import SETTINGS, Arm, Study, main, settings
-from src.shapes.scenes import BACKGROUND, COLORS
+from src.shapes.worlds import BACKGROUND, SMALL
 from src.values import PromptRecord
 
 T_OF_TWO_DEGREES = 4.302652729911275  # 97.5 % quantile, any table of Student's t
@@ -165,9 +165,9 @@ def test_means_intervals_and_differences(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_weak_reward_asks_for_more_of_the_colour() -> None:
     empty = torch.tensor(BACKGROUND)[None, :, None, None].expand(1, 3, 24, 24)
     little, much, other = empty.clone(), empty.clone(), empty.clone()
-    little[:, :, :8, :8] = torch.tensor(COLORS["red"])[:, None, None]
-    much[:] = torch.tensor(COLORS["red"])[:, None, None]
-    other[:] = torch.tensor(COLORS["blue"])[:, None, None]
+    little[:, :, :8, :8] = torch.tensor(SMALL.colors["red"])[:, None, None]
+    much[:] = torch.tensor(SMALL.colors["red"])[:, None, None]
+    other[:] = torch.tensor(SMALL.colors["blue"])[:, None, None]
     record = PromptRecord(prompt="a red circle", task_type="one")
     scores = NamedColours().score(torch.cat([empty, little, much, other]), [record] * 4)
     assert scores.tolist() == pytest.approx([0, 1 / 9, 1, 0])

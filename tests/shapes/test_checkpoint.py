@@ -14,11 +14,11 @@ from src.policies.contexts import encode_image_context, encode_plan_context
 from src.shapes.grammar import format_plan, parse_plan
 from src.shapes.pretrain import DEFAULT_OUT
 from src.shapes.requirements import arrange
-from src.shapes.scenes import PLACES
 from src.shapes.splits import SPLITS, split_prompts
-from src.shapes.tokens import IMAGE_TOKENS, build_tokenizer, tokens_to_pixels
+from src.shapes.tokens import build_tokenizer, image_tokens, tokens_to_pixels
 from src.shapes.vq import crispness, odd_tokens
-from src.shapes.wordings import FORMS
+from src.shapes.wordings import forms
+from src.shapes.worlds import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_special_tokens_are_those_of_janus(tokenizer: Any, model: JanusForCondit
 
 def test_all_words_of_all_prompts_and_plans_are_known(tokenizer: Any) -> None:
     rng = random.Random(0)
-    texts = [text for form in FORMS for params in form.combinations() for text in form.wordings(params)]
+    texts = [text for form in forms().values() for params in form.combinations() for text in form.wordings(params)]
     texts += [
         format_plan(arrange(reading, rng))
         for split in SPLITS
@@ -89,7 +89,7 @@ def test_plans_survive_encoding_and_decoding(tokenizer: Any) -> None:
 
 
 def test_places_are_single_tokens_with_and_without_separator(tokenizer: Any) -> None:
-    for place in PLACES:
+    for place in SMALL.places:
         for text in (place, place + ";"):
             assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == [text]
 
@@ -129,7 +129,7 @@ def test_transformers_own_generation_draws_a_picture(tokenizer: Any, model: Janu
     tokens = model.generate(
         inputs["input_ids"], inputs["attention_mask"], generation_mode="image", guidance_scale=1.5, do_sample=True
     )
-    assert tokens.shape == (2, IMAGE_TOKENS)
+    assert tokens.shape == (2, image_tokens())
     assert model.decode_image_tokens(tokens).shape == (2, 24, 24, 3)
 
 

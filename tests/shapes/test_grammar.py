@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.shapes.grammar import PlanError, format_plan, parse_plan
-from src.shapes.scenes import CELLS, OBJECT_KINDS, ObjectKind
+from src.shapes.worlds import SMALL, ObjectKind
 
 scenes = st.lists(
-    st.tuples(st.integers(0, CELLS - 1), st.sampled_from(OBJECT_KINDS)), max_size=CELLS, unique_by=lambda item: item[0]
+    st.tuples(st.integers(0, SMALL.cells - 1), st.sampled_from(SMALL.kinds)),
+    max_size=SMALL.cells,
+    unique_by=lambda item: item[0],
 ).map(dict)
 
 

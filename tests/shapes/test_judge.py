@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from src.rewards.shapes_judge import ShapesJudge
-from src.shapes.judge import ASPECTS, UNCLEAR, judge, recognise
-from src.shapes.scenes import EMPTY, KIND_INDEX, ObjectKind, render
+from src.shapes.judge import ASPECTS, judge, recognise
+from src.shapes.scenes import render
+from src.shapes.worlds import SMALL, ObjectKind
 from src.values import PromptRecord
 
 RED_CIRCLE, RED_SQUARE = ObjectKind("red", "circle"), ObjectKind("red", "square")
@@ -101,7 +102,9 @@ def test_every_object_of_a_kind_has_to_stand_right() -> None:
 def test_a_cell_that_shows_nothing_clear_is_an_extra_object() -> None:
     pixels = render([{4: RED_CIRCLE}])
     pixels[0, :, 16:24, 16:24] = torch.tensor([0.5, 0.1, 0.6])[:, None, None]
-    assert recognise(pixels)[0].tolist() == [EMPTY] * 4 + [KIND_INDEX[RED_CIRCLE]] + [EMPTY] * 3 + [UNCLEAR]
+    assert recognise(pixels)[0].tolist() == [SMALL.empty] * 4 + [SMALL.kind_index[RED_CIRCLE]] + [SMALL.empty] * 3 + [
+        SMALL.unclear
+    ]
     judgement = judge(pixels, [ONE])
     assert judgement.aspects["no_extra"].item() == 0
     assert not judgement.all_correct.item()
@@ -110,23 +113,23 @@ def test_a_cell_that_shows_nothing_clear_is_an_extra_object() -> None:
 def test_half_a_circle_and_half_a_square_is_unclear() -> None:
     pixels = render([{4: RED_CIRCLE}])
     pixels[:, :, 12:16, 8:16] = render([{4: RED_SQUARE}])[:, :, 12:16, 8:16]
-    assert recognise(pixels)[0, 4] == UNCLEAR
+    assert recognise(pixels)[0, 4] == SMALL.unclear
 
 
 def test_small_errors_of_a_decoder_do_not_matter_and_large_ones_do() -> None:
     clean = render([{4: RED_CIRCLE, 0: BLUE_SQUARE}])
     noise = torch.randn(clean.shape)
     assert torch.equal(recognise((clean + 0.03 * noise).clamp(0, 1)), recognise(clean))
-    assert (recognise((clean + 0.5 * noise).clamp(0, 1)) == UNCLEAR).all()
+    assert (recognise((clean + 0.5 * noise).clamp(0, 1)) == SMALL.unclear).all()
 
 
 def test_pixels_that_are_no_numbers_are_unclear() -> None:
     pixels = torch.full((1, 3, 24, 24), NAN)
-    assert (recognise(pixels) == UNCLEAR).all()
+    assert (recognise(pixels) == SMALL.unclear).all()
 
 
 def test_only_pixels_and_the_scene_are_seen() -> None:
-    assert list(inspect.signature(judge).parameters) == ["pixels", "records"]
+    assert list(inspect.signature(judge).parameters) == ["pixels", "records", "world"]
     record = PromptRecord("three green squares", task_type="count", nouns=("green square",), scene=ONE.scene)
     judgement, plain = judge(render([{4: RED_CIRCLE}]), [record]), judge(render([{4: RED_CIRCLE}]), [ONE])
     assert judgement.all_correct.item()

@@ -18,9 +18,9 @@ from src.shapes.model import build_model
 from src.shapes.pretrain import main, measure
 from src.shapes.recipes import WarmStartRecipe
 from src.shapes.sampler import MAX_PLAN_TOKENS, draw
-from src.shapes.scenes import ObjectKind, scene_labels
+from src.shapes.scenes import scene_labels
 from src.shapes.splits import split_prompts, training_pool
-from src.shapes.tokens import IMAGE_TOKENS, build_tokenizer
+from src.shapes.tokens import build_tokenizer, image_tokens
 from src.shapes.warmstart import (
     MISDRAWN,
     ExampleMaker,
@@ -30,6 +30,7 @@ from src.shapes.warmstart import (
     warm_start,
 )
 from src.shapes.wordings import KINDS
+from src.shapes.worlds import ObjectKind
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -69,7 +70,7 @@ def test_both_losses_fall() -> None:
     recipe = WarmStartRecipe(steps=25, plan_batch=16, picture_batch=8)
     make = ExampleMaker(training_pool(), recipe, seed=7)
     examples = [make() for _ in range(64)]
-    initialise(model)
+    initialise(model, WarmStartRecipe().initial_std)
     kept = torch.zeros(64, dtype=torch.bool)
     with torch.no_grad():
         before = plan_loss(model, tokenizer, examples).item(), picture_loss(model, tokenizer, examples, kept).item()
@@ -84,7 +85,7 @@ def test_losses_do_not_depend_on_padding() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).eval()
-    initialise(model)
+    initialise(model, WarmStartRecipe().initial_std)
     make = ExampleMaker(training_pool(), WarmStartRecipe(), seed=3)
     examples = [make() for _ in range(6)]
     assert len({len(example.prompt.split()) for example in examples}) > 1
@@ -99,7 +100,7 @@ def test_losses_do_not_depend_on_padding() -> None:
 
 
 def test_random_misreadings_are_wrong_and_spread() -> None:
-    prompt = next(prompt for prompt in training_pool() if prompt.form == "count")
+    prompt = next(prompt for prompt in training_pool() if prompt.form.name == "count")
     others = [other for other in training_pool() if other.kind == "pair"]
     make = ExampleMaker([prompt, *others], WarmStartRecipe(misread=1.0, misreading="random"), seed=0)
     wrong = [make() for _ in range(400)]
@@ -148,7 +149,7 @@ def test_the_plain_sampler_keeps_its_shapes_and_its_seed() -> None:
     model = build_model(tokenizer).eval()
     prompts = ["a red circle", "two red circles and one more"]
     one, two, other = (draw(model, tokenizer, prompts, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert one.image_tokens.shape == (2, IMAGE_TOKENS)
+    assert one.image_tokens.shape == (2, image_tokens())
     assert one.pixels.shape == (2, 3, 24, 24)
     assert one.pixels.min() >= 0
     assert one.pixels.max() <= 1

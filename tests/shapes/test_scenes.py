@@ -5,22 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.shapes.scenes import (
-    BACKGROUND,
-    BITMAPS,
-    COLORS,
-    EMPTY,
-    KIND_INDEX,
-    OBJECT_KINDS,
-    ObjectKind,
-    cells_to_pixels,
-    pixels_to_cells,
-    place_cells,
-    render,
-    scene_labels,
-)
+from src.shapes.scenes import cells_to_pixels, pixels_to_cells, render, scene_labels
 from src.shapes.tokens import code_patches, labels_to_tokens, tokens_to_pixels
 from src.shapes.vq import random_labels
+from src.shapes.worlds import BACKGROUND, SMALL, ObjectKind
 
 RED_SQUARE = ObjectKind("red", "square")
 
@@ -28,19 +16,19 @@ RED_SQUARE = ObjectKind("red", "square")
 def test_a_red_square_in_the_top_right_is_six_by_six_red_pixels() -> None:
     picture = render([{2: RED_SQUARE}])[0]
     expected = torch.tensor(BACKGROUND)[:, None, None].repeat(1, 24, 24)
-    expected[:, 1:7, 17:23] = torch.tensor(COLORS["red"])[:, None, None]
+    expected[:, 1:7, 17:23] = torch.tensor(SMALL.colors["red"])[:, None, None]
     torch.testing.assert_close(picture, expected)
 
 
 def test_labels_number_the_kinds_and_leave_the_rest_empty() -> None:
     labels = scene_labels([{4: RED_SQUARE}, {}])
-    assert labels[0, 4] == OBJECT_KINDS.index(RED_SQUARE) == KIND_INDEX[RED_SQUARE]
-    assert (labels[0, [0, 1, 2, 3, 5, 6, 7, 8]] == EMPTY).all()
-    assert (labels[1] == EMPTY).all()
+    assert labels[0, 4] == SMALL.kinds.index(RED_SQUARE) == SMALL.kind_index[RED_SQUARE]
+    assert (labels[0, [0, 1, 2, 3, 5, 6, 7, 8]] == SMALL.empty).all()
+    assert (labels[1] == SMALL.empty).all()
 
 
 def test_any_two_shapes_differ_in_at_least_twelve_pixels() -> None:
-    flat = {shape: "".join(rows) for shape, rows in BITMAPS.items()}
+    flat = {shape: "".join(rows) for shape, rows in SMALL.bitmaps.items()}
     assert all(len(bitmap) == 64 for bitmap in flat.values())
     names = list(flat)
     for i, one in enumerate(names):
@@ -67,17 +55,17 @@ def test_cells_and_pixels_are_inverse() -> None:
     ],
 )
 def test_place_names(place: str, cells: tuple[int, ...]) -> None:
-    assert place_cells(place) == cells
+    assert SMALL.place_cells(place) == cells
 
 
 def test_an_unknown_place_is_named() -> None:
     with pytest.raises(ValueError, match="'nowhere' is unknown"):
-        place_cells("nowhere")
+        SMALL.place_cells("nowhere")
 
 
 def test_image_tokens_stand_for_the_drawing() -> None:
     labels = random_labels(50, torch.Generator().manual_seed(3))
-    scenes = [{cell: OBJECT_KINDS[n] for cell, n in enumerate(row) if n != EMPTY} for row in labels.tolist()]
+    scenes = [{cell: SMALL.kinds[n] for cell, n in enumerate(row) if n != SMALL.empty} for row in labels.tolist()]
     tokens = labels_to_tokens(labels)
     assert tokens.shape == (50, 36)
     torch.testing.assert_close(tokens_to_pixels(tokens), render(scenes))

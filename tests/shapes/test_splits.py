@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from src.shapes.requirements import Requirement
-from src.shapes.scenes import OBJECT_KINDS
 from src.shapes.splits import PROMPTS_DIRECTORY, REPEATS, SPLITS, split_prompts, to_record, training_pool, write_splits
-from src.shapes.wordings import FORMS, KINDS
+from src.shapes.wordings import KINDS, forms
+from src.shapes.worlds import SMALL
 
 LINES = {
     split: [json.loads(line) for line in (PROMPTS_DIRECTORY / f"{split}.jsonl").read_text("utf-8").splitlines()]
@@ -70,7 +70,8 @@ def test_only_training_repeats_prompts_and_only_those_of_forms_with_few() -> Non
     for split in SPLITS:
         times = Counter(line["prompt"] for line in LINES[split])
         expected = {
-            line["prompt"]: REPEATS.get(line["scene"]["form"], 1) if split == "train" else 1 for line in LINES[split]
+            line["prompt"]: REPEATS[SMALL.name].get(line["scene"]["form"], 1) if split == "train" else 1
+            for line in LINES[split]
         }
         assert times == Counter(expected)
 
@@ -89,9 +90,9 @@ def test_every_word_form_and_object_occurs_in_training() -> None:
         return {word for line in LINES[split] for word in line["prompt"].replace(",", " ,").split()}
 
     assert words("validation") | words("test") <= words("train")
-    assert {line["scene"]["form"] for line in LINES["train"]} == {form.name for form in FORMS}
+    assert {line["scene"]["form"] for line in LINES["train"]} == set(forms())
     objects = {(item["color"], item["shape"]) for line in LINES["train"] for item in line["scene"]["objects"]}
-    assert objects == set(OBJECT_KINDS)
+    assert objects == set(SMALL.kinds)
 
 
 def test_prompts_are_short() -> None:

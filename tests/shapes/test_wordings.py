@@ -9,13 +9,14 @@ import pytest
 
 from src.shapes.judge import judge_labels
 from src.shapes.requirements import Requirement, arrange, stands
-from src.shapes.scenes import OBJECT_KINDS, scene_labels
+from src.shapes.scenes import scene_labels
 from src.shapes.splits import DrawnPrompt
-from src.shapes.wordings import FORMS, KINDS
+from src.shapes.wordings import KINDS, forms
+from src.shapes.worlds import SMALL
 
 ALL_PROMPTS = {
-    text: DrawnPrompt(text, form.name, params)
-    for form in FORMS
+    text: DrawnPrompt(text, form, params)
+    for form in forms().values()
     for params in form.combinations()
     for text in form.wordings(params)
 }
@@ -149,8 +150,8 @@ def test_kinds_of_prompt_that_ask_for_the_same_are_one_combination() -> None:
 
 
 def test_every_kind_has_forms_and_every_prompt_says_one_thing() -> None:
-    assert {form.kind for form in FORMS} == set(KINDS)
-    texts = [text for form in FORMS for params in form.combinations() for text in form.wordings(params)]
+    assert {form.kind for form in forms().values()} == set(KINDS)
+    texts = [text for form in forms().values() for params in form.combinations() for text in form.wordings(params)]
     assert len(texts) == len(set(texts))
 
 
@@ -171,7 +172,7 @@ def test_arranged_scenes_are_right_and_misreadings_are_wrong() -> None:
 
 def test_misreadings_keep_apart_what_the_words_keep_apart() -> None:
     # Numbers, or sides, read as each other half of the time would leave no trace of the word to learn from.
-    for form in FORMS:
+    for form in forms().values():
         if form.kind not in ("count", "relation"):
             continue
         by_combination = {form.requirement(params).combination(): params for params in form.combinations()}
@@ -220,4 +221,4 @@ def test_a_faulty_scene_is_refused_by_name(scene: dict[str, object], problem: st
 
 
 def test_there_are_twelve_kinds_of_object() -> None:
-    assert len(set(OBJECT_KINDS)) == 12
+    assert len(set(SMALL.kinds)) == 12
