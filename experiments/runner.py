@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -124,8 +124,8 @@ def upload(study: Study, folders: Sequence[Path]) -> None:
     print(f"mlflow ui --backend-store-uri {store}    # experiment study_{study.name}")
 
 
-def main(study: Study) -> argparse.Namespace:
-    """The command line of a study; returns its options."""
+def main(study: Study, prepare: Callable[[], None] | None = None) -> argparse.Namespace:
+    """The command line of a study; returns its options. `prepare` makes what the runs start from, before the first."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{study.name}.study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     names = [arm.name for arm in study.arms]
@@ -143,6 +143,8 @@ def main(study: Study) -> argparse.Namespace:
         for seed, arm in product(options.seeds, chosen)
     ]
     if not options.report_only:
+        if prepare is not None:
+            prepare()
         if options.parallel > 1:
             os.environ["OMP_NUM_THREADS"] = "1"
         with ThreadPoolExecutor(options.parallel) as pool:

@@ -55,6 +55,4 @@ def make_warm_start(folder: Path = WARM_START) -> None:
 
 
 if __name__ == "__main__":
-    if "--report-only" not in sys.argv and not {"-h", "--help"} & set(sys.argv):
-        make_warm_start()
-    main(STUDY)
+    main(STUDY, make_warm_start)

@@ -66,6 +66,5 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_noisy_checkpoint()
-    options = main(STUDY)
+    options = main(STUDY, make_noisy_checkpoint)
     temperatures(options.root, options.seeds, options.out)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from src.rewards.base import RewardExpert
-from src.shapes.judge import judge
+from src.shapes.judge import judge, world_of
 from src.shapes.known import completed
-from src.shapes.worlds import SMALL, world_named
 from src.values import PromptRecord
 
 
@@ -20,14 +19,14 @@ class ShapesJudge(RewardExpert):
 
     score = (1 - bonus) * mean of the applicable aspects + bonus * all_correct, in [0, 1]. The aspects
     (`src.shapes.judge`) make it dense; the bonus keeps the picture that is right in everything well above
-    one that is nearly right, so that no aspect is worth giving up for another.
+    one that is nearly right, so that no aspect is worth giving up for another. Which world is drawn
+    (`src.shapes.worlds`) the size of the pictures says.
 
     Args:
         bonus: weight of all_correct, in [0, 1].
-        world: name of the world that is drawn (`src.shapes.worlds.WORLDS`).
 
     Raises:
-        ValueError: for a bonus out of range, or a world that does not exist.
+        ValueError: for a bonus out of range.
     """
 
     name = "shapes_judge"
@@ -35,19 +34,23 @@ class ShapesJudge(RewardExpert):
     higher_is_better = True
     full_state_update = False
 
-    def __init__(self, bonus: float = 0.5, world: str = SMALL.name, **kwargs: Any) -> None:
+    def __init__(self, bonus: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= bonus <= 1:
             raise ValueError(f"ShapesJudge: bonus {bonus} must lie in [0, 1]")
-        self.bonus, self.world = bonus, world_named(world)
+        self.bonus = bonus
 
     def applicable(self, record: PromptRecord) -> bool:
         """Whether the record, or else its wording, says which objects a correct picture shows."""
-        return bool(completed(record, self.world).scene.get("objects"))
+        return bool(completed(record).scene.get("objects"))
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores (N,) float32 of pixels (N, 3, H, H) in [0, 1]; details: all_correct and every aspect."""
-        judgement = judge(pixels, [completed(record, self.world) for record in records], self.world)
+        """Scores (N,) float32 of pixels (N, 3, H, H) in [0, 1]; details: all_correct and every aspect.
+
+        Raises ValueError for pictures of no world's size, or for objects that their world cannot draw.
+        """
+        world = world_of(pixels)
+        judgement = judge(pixels, [completed(record, world) for record in records], world)
         all_correct = judgement.all_correct.float()
         mean = torch.stack(tuple(judgement.aspects.values())).nanmean(0)
         score = (1 - self.bonus) * mean + self.bonus * all_correct

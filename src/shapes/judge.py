@@ -23,7 +23,7 @@ from torch import Tensor
 
 from src.shapes.requirements import LOCALITIES, Requirement
 from src.shapes.scenes import cell_templates, pixels_to_cells
-from src.shapes.worlds import SMALL, ObjectKind, World
+from src.shapes.worlds import SMALL, WORLDS, ObjectKind, World
 from src.values import PromptRecord
 
 ASPECTS = ("presence", "colour", "shape", "count", "relation", "no_extra")
@@ -46,6 +46,15 @@ def _recognition(world: World) -> tuple[Tensor, float]:
     templates = cell_templates(world).flatten(1)
     distances = torch.pdist(templates)
     return templates, TOLERANCE * float(distances.min())
+
+
+def world_of(pixels: Tensor) -> World:
+    """The world whose pictures are as large as these (N, 3, H, H). Raises ValueError where there is none."""
+    for world in WORLDS.values():
+        if pixels.shape[2:] == (world.image_pixels, world.image_pixels):
+            return world
+    sizes = " or ".join(f"(N, 3, {world.image_pixels}, {world.image_pixels})" for world in WORLDS.values())
+    raise ValueError(f"pixels: shape {tuple(pixels.shape)}, expected {sizes}, the drawn worlds' pictures")
 
 
 def recognise(pixels: Tensor, world: World = SMALL) -> Tensor:

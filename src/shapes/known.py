@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from src.shapes.wordings import forms
-from src.shapes.worlds import SMALL, World
+from src.shapes.worlds import SMALL, WORLDS, World
 from src.values import PromptRecord
 
 
@@ -24,8 +24,16 @@ def _scenes(world: World) -> Mapping[str, tuple[str, dict[str, Any]]]:
 
 
 def completed(record: PromptRecord, world: World = SMALL) -> PromptRecord:
-    """The record with its kind and scene, where it has no scene but its words are this world's; else as it is."""
+    """The record with its kind and scene, where it has no scene but its words are a world's; else as it is.
+
+    The words are taken as `world` means them ("every colour but red" depends on it), and where it does not know them, as
+    another does.
+    """
     if record.scene:
         return record
-    found = _scenes(world).get(" ".join(record.prompt.lower().rstrip(". ").split()))
-    return record if found is None else replace(record, task_type=found[0], scene=found[1])
+    words = " ".join(record.prompt.lower().rstrip(". ").split())
+    for one in (world, *WORLDS.values()):
+        if words in _scenes(one):
+            kind, scene = _scenes(one)[words]
+            return replace(record, task_type=kind, scene=scene)
+    return record

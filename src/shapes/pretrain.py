@@ -44,9 +44,10 @@ def build_parser(world: str = SMALL.name) -> argparse.ArgumentParser:
         prog="python -m src.shapes.pretrain",
         description="Make a Janus checkpoint of the drawn world: VQ model, then supervised warm start.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,  # `main` looks for --world beforehand, by its whole name
     )
     small = world == SMALL.name
-    parser.add_argument("--world", choices=WORLDS, default=SMALL.name, help="what is drawn; the defaults below are its")
+    parser.add_argument("--world", choices=WORLDS, default=world, help="what is drawn; the defaults below are its")
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT if small else None, required=not small, help="directory to write"
     )
@@ -111,6 +112,11 @@ def measure(
     }
 
 
+def size_of(options: argparse.Namespace) -> ModelSize:
+    """The model's sizes. Raises ValueError for those that do not go together."""
+    return ModelSize(options.hidden, options.layers, options.head_width, options.code_width, options.channels)
+
+
 def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     """Run the recipe; returns what RECIPE.json holds."""
     import torch
@@ -122,14 +128,17 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     from src.shapes.warmstart import warm_start
 
     torch.set_num_threads(options.threads)
-    torch.set_float32_matmul_precision("highest" if options.device == "cpu" else "high")
+    if options.device != "cpu":
+        torch.set_float32_matmul_precision("high")
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     started = time.perf_counter()
     world = world_named(options.world)
     tokenizer = build_tokenizer(world)
-    size = ModelSize(options.hidden, options.layers, options.head_width, options.code_width, options.channels)
-    model = build_model(tokenizer, world, size).to(options.device)
+    model = build_model(tokenizer, world, size_of(options)).to(options.device)
+    LOG.info(
+        "%.1f M parameters on %s", sum(parameter.numel() for parameter in model.parameters()) / 1e6, options.device
+    )
 
     train_vq(model.model.vqmodel, VQRecipe(options.decoder_steps, options.encoder_steps), generator, world)
     report: dict[str, Any] = {
@@ -152,21 +161,36 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     )
     report["last_losses"] = warm_start(model, tokenizer, training_pool(world), recipe, options.seed, world)
     report["seconds"] = round(time.perf_counter() - started)
+    report["torch"] = torch.__version__
+    if torch.device(options.device).type == "cuda":
+        report["card"] = torch.cuda.get_device_name(options.device)
     save_checkpoint(model, tokenizer, options.out)
+    write_report(report, options.out)
     if options.eval_prompts:
         prompts = split_prompts("test", world)[: options.eval_prompts]
         report["test"] = measure(model, tokenizer, prompts, options.seed, world=world)
         LOG.info("test combinations at default sampling: %s", report["test"])
-    report["torch"] = torch.__version__
-    (options.out / "RECIPE.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(report, options.out)
     return report
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """RECIPE.json beside the checkpoint."""
+    (folder / "RECIPE.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--world", choices=WORLDS, default=SMALL.name)
-    options = build_parser(first.parse_known_args(arguments)[0].world).parse_args(arguments)
+    parser = build_parser(first.parse_known_args(arguments)[0].world)
+    options = parser.parse_args(arguments)
+    if options.plan_batch < options.picture_batch:
+        parser.error(f"--plan-batch {options.plan_batch}: the {options.picture_batch} pictures are those of its plans")
+    try:
+        size_of(options)
+    except ValueError as error:
+        parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     print(json.dumps(pretrain(options), indent=2))
 

@@ -18,6 +18,14 @@ class ModelSize:
     code_width: int = 16
     channels: int = 32
 
+    def __post_init__(self) -> None:
+        if self.hidden % self.head_width:
+            raise ValueError(f"hidden {self.hidden}: no multiple of the attention heads' width, {self.head_width}")
+        if self.channels % 32:
+            raise ValueError(f"channels {self.channels}: the VQ model's group norms need a multiple of 32")
+        if not 0 < self.code_width <= 48:
+            raise ValueError(f"code width {self.code_width}: a patch has 48 numbers to make codes of")
+
     @property
     def heads(self) -> int:
         return self.hidden // self.head_width

@@ -343,7 +343,11 @@ _FORMS: tuple[type[Form], ...] = (
 )
 
 
-@lru_cache
 def forms(world: World = SMALL) -> Mapping[str, Form]:
-    """The forms of a world by name, always in the same order."""
+    """The forms of a world by name, always in the same order; the same objects at every call."""
+    return _forms(world)
+
+
+@lru_cache
+def _forms(world: World) -> Mapping[str, Form]:
     return {form.name: form(world) for form in _FORMS}

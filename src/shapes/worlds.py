@@ -39,7 +39,7 @@ class World:
 
     colors: name -> RGB in [0, 1]. bitmaps: shape -> rows of a square picture, "#" = painted. places: what plans call
     the cells, row by row; a word each. lines: name of a row or column -> its cells. place_words: what prompts call a
-    cell or a line. most: the largest number of objects a prompt asks for, but where it names every colour.
+    cell or a line. most: the largest number of objects a prompt asks for.
     """
 
     name: str

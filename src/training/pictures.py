@@ -14,7 +14,8 @@ from src.training.sound_files import partial_path
 if TYPE_CHECKING:
     from PIL import Image
 
-TILE, TEXT, GAP, COLUMNS = 168, 300, 14, 2
+# A whole multiple of the drawn worlds' pictures, 24 and 48 pixels wide: their pixels stay squares of one size.
+TILE, TEXT, GAP, COLUMNS = 192, 300, 14, 2
 LINE, WRAP = 16, 44
 
 

@@ -159,6 +159,25 @@ def test_the_plain_sampler_keeps_its_shapes_and_its_seed() -> None:
     assert not torch.equal(one.image_tokens, other.image_tokens)
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--hidden", "100"], "hidden 100: no multiple of the attention heads' width, 32"),
+        (["--channels", "16"], "channels 16: the VQ model's group norms need a multiple of 32"),
+        (["--code-width", "64"], "code width 64: a patch has 48 numbers"),
+        (["--plan-batch", "8"], "--plan-batch 8: the 32 pictures are those of its plans"),
+        (["--worl", "large"], "unrecognized arguments: --worl large"),
+        (["--world", "large"], "required: --out"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused_before_anything_is_made(
+    options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(options)
+    assert problem in capsys.readouterr().err
+
+
 def test_help_needs_no_heavy_import(run_python: RunPython) -> None:
     code = (
         "import sys\n"

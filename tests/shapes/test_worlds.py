@@ -139,22 +139,34 @@ def test_the_larger_world_has_what_the_small_one_has_not() -> None:
         judge(
             torch.zeros(1, 3, 24, 24), [PromptRecord("x", scene={"objects": [{"color": "purple", "shape": "heart"}]})]
         )
-    record = completed(PromptRecord("a purple heart in the upper far right"), LARGE)
+    record = completed(PromptRecord("a purple heart in the upper far right"))
     picture = render([{7: heart}], LARGE)
-    score, details = ShapesJudge(world="large").score(picture, [record])
+    score, details = ShapesJudge().score(picture, [record])
     assert score.tolist() == [1.0]
     assert details["all_correct"].tolist() == [1.0]
-    assert ShapesJudge(world="large").applicable(PromptRecord("six black diamonds and one more"))
-    assert not ShapesJudge().applicable(PromptRecord("six black diamonds and one more"))
+    assert ShapesJudge().applicable(PromptRecord("six black diamonds and one more"))
+    # The same words, and the world by the picture.
+    one = PromptRecord("a red circle")
+    for world in WORLDS.values():
+        shown, empty = render([{0: ObjectKind("red", "circle")}, {}], world)
+        assert ShapesJudge().score(torch.stack([shown, empty]), [one, one])[1]["all_correct"].tolist() == [1.0, 0.0]
+    every = PromptRecord("a circle of every colour but red and yellow")
+    for world, number in ((SMALL, 2), (LARGE, 4)):
+        left = [ObjectKind(color, "circle") for color in world.colors if color not in ("red", "yellow")]
+        assert len(left) == number
+        drawn = render([dict(enumerate(left))], world)
+        assert ShapesJudge().score(drawn, [every])[1]["all_correct"].tolist() == [1.0]
+    with pytest.raises(ValueError, match="the small world cannot draw"):
+        ShapesJudge().score(torch.zeros(1, 3, 24, 24), [record])
+    with pytest.raises(ValueError, match=re.escape("expected (N, 3, 24, 24) or (N, 3, 48, 48), the drawn worlds'")):
+        ShapesJudge().score(torch.zeros(1, 3, 384, 384), [one])
     with pytest.raises(ValueError, match=re.escape("expected (N, 3, 24, 24) of the small world")):
-        ShapesJudge().score(picture, [PromptRecord("a red circle")])
+        recognise(picture)
 
 
 def test_an_unknown_world_is_named() -> None:
     with pytest.raises(ValueError, match="world=huge: expected one of small, large"):
         world_named("huge")
-    with pytest.raises(ValueError, match="world=huge"):
-        ShapesJudge(world="huge")
 
 
 def test_prompts_of_the_larger_world_do_not_land_on_the_shipped_ones(
