@@ -26,8 +26,8 @@ def _scenes(world: World) -> Mapping[str, tuple[str, dict[str, Any]]]:
 def completed(record: PromptRecord, world: World = SMALL) -> PromptRecord:
     """The record with its kind and scene, where it has no scene but its words are a world's; else as it is.
 
-    The words are taken as `world` means them ("every colour but red" depends on it), and where it does not know them, as
-    another does.
+    The words are taken as `world` means them ("every colour but red" depends on it), and where it does not know
+    them, as another does.
     """
     if record.scene:
         return record
