@@ -133,7 +133,7 @@ def before_after(folder: Path, overrides: Sequence[str], path: Path, shown: int 
         plans, pixels = pictures(policy, policy.decoder(), records, build.evaluation_settings(config))
         drawn.append((plans, pixels, rewards(pixels, records).details["all_correct"].tolist()))
     # Two of each kind, as they stand in the file; no choosing by outcome.
-    figure, axes = plt.subplots(2, shown, figsize=(1.75 * shown, 5.0))
+    figure, axes = plt.subplots(2, shown, figsize=(1.75 * shown, 5.5))
     for row, (name, (plans, pixels, right)) in enumerate(zip(("before", "after"), drawn, strict=True)):
         for column in range(shown):
             axis = axes[row][column]
