@@ -38,7 +38,8 @@ def test_score_is_torchmetrics_clip_score_of_each_pair(arguments: dict[str, Any]
     for row, record in enumerate(records):
         metric = CLIPScore(lambda: (expert.model, expert.processor))
         metric.update((pixels[row] * 255).round().to(torch.uint8), record.prompt)
-        assert scores[row].item() == pytest.approx(metric.compute().item(), rel=1e-6)
+        # 100 times a cosine: rounding is one of that scale, as in tests/rewards/test_contract.py.
+        assert scores[row].item() == pytest.approx(metric.compute().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("prompt", ["a cat", "a dog on a mat", "cat " * 40])
