@@ -216,5 +216,5 @@ def test_two_processes_do_as_one(tmp_path: Path) -> None:
     names = [n for n in alone if n.startswith("rewards/") or n in ("reward", "red/applicable", "green/mean")]
     assert len(names) == 5
     for name in names:
-        # The pictures of two ranks are decoded in two batches, which some processors round differently (1e-6 of a mean).
+        # Two ranks decode their pictures in two batches, which some processors round differently (by 1e-6 of a mean).
         assert float(both[name]) == pytest.approx(float(alone[name]), abs=1e-5), name
