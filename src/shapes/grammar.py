@@ -29,8 +29,8 @@ def parse_plan(text: str, world: World = SMALL) -> dict[int, ObjectKind]:
         return scene
     for part in text.split(SEPARATOR):
         words = part.split()
-        known = (world.colors, world.bitmaps, world.places)
-        if len(words) != len(known) or any(word not in names for word, names in zip(words, known, strict=True)):
+        known = [word in names for word, names in zip(words, (world.colors, world.bitmaps, world.places), strict=False)]
+        if len(words) != 3 or not all(known):
             raise PlanError(f"{part.strip()!r} is not 'colour shape place' in the plan {text!r}")
         cell = world.places.index(words[2])
         if cell in scene:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.shapes.recipes import MISREADINGS, RECIPES, ModelSize, VQRecipe, WarmStartRecipe
-from src.shapes.worlds import SMALL, WORLDS, World, world_named
+from src.shapes.worlds import SMALL, WORLDS, World
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
@@ -133,7 +133,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     started = time.perf_counter()
-    world = world_named(options.world)
+    world = WORLDS[options.world]
     tokenizer = build_tokenizer(world)
     model = build_model(tokenizer, world, size_of(options)).to(options.device)
     LOG.info(

@@ -20,7 +20,7 @@ from typing import Any
 
 from src.shapes.requirements import Requirement, arrange, satisfied
 from src.shapes.wordings import Form, Params, forms
-from src.shapes.worlds import SMALL, WORLDS, Scene, World, world_named
+from src.shapes.worlds import SMALL, WORLDS, Scene, World
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 
 SPLITS = ("train", "validation", "test")
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--world", choices=WORLDS, default=SMALL.name)
     parser.add_argument("--out", type=Path, help="directory (default: the shipped one, of the small world)")
     options = parser.parse_args(arguments)
-    world = world_named(options.world)
+    world = WORLDS[options.world]
     if options.out is None:
         if world is not SMALL:
             parser.error(f"--out: missing; say where the {world.name} world's prompts go")

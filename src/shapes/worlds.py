@@ -257,10 +257,3 @@ LARGE = World(
 )
 
 WORLDS: Mapping[str, World] = {world.name: world for world in (SMALL, LARGE)}
-
-
-def world_named(name: str) -> World:
-    """A world of `WORLDS`. Raises ValueError for any other name."""
-    if name not in WORLDS:
-        raise ValueError(f"world={name}: expected one of {', '.join(WORLDS)}")
-    return WORLDS[name]

@@ -30,7 +30,7 @@ from src.shapes.tokens import (
 from src.shapes.vq import random_labels
 from src.shapes.warmstart import MISDRAWN
 from src.shapes.wordings import KINDS
-from src.shapes.worlds import LARGE, SMALL, WORLDS, ObjectKind, World, world_named
+from src.shapes.worlds import LARGE, SMALL, WORLDS, ObjectKind, World
 from src.values import PromptRecord
 
 every_world = pytest.mark.parametrize("world", list(WORLDS.values()), ids=list(WORLDS))
@@ -164,9 +164,10 @@ def test_the_larger_world_has_what_the_small_one_has_not() -> None:
         recognise(picture)
 
 
-def test_an_unknown_world_is_named() -> None:
-    with pytest.raises(ValueError, match="world=huge: expected one of small, large"):
-        world_named("huge")
+def test_an_unknown_world_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        write_main(["--world", "huge"])
+    assert "argument --world: invalid choice: 'huge'" in capsys.readouterr().err
 
 
 def test_prompts_of_the_larger_world_do_not_land_on_the_shipped_ones(
