@@ -10,7 +10,8 @@ from typing import Any
 
 from src.comparison.curves import mean_series
 from src.comparison.folders import read_run
-from src.comparison.statistics import Estimate, by_prompt, over_seeds, paired_difference
+from src.comparison.records import by_prompt
+from src.intervals import Estimate, over_seeds, paired_difference
 from src.training.run_folder import RunFolder
 
 Arms = Mapping[str, Sequence[Path]]
@@ -81,7 +82,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Estimate):
-            cells |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+            cells |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         else:
             cells[name] = value
     return cells
@@ -98,7 +99,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def cell(value: Any) -> str:
     if isinstance(value, Estimate):
         around = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
-        return f"{value.mean:.3f}{around}"
+        return f"{value.value:.3f}{around}"
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

@@ -184,11 +184,11 @@ def write(
     space: str,
 ) -> Comparison:
     """summary.json, samples.csv and report.html into `folder`, whose pictures are there already."""
-    from src.evaluation.bootstrap import Resampling
     from src.evaluation.comparison import compare
     from src.evaluation.figures import figures_of
     from src.evaluation.report_html import embedded, report
     from src.evaluation.table import write_samples
+    from src.intervals import Resampling
     from src.training.callbacks.report import spread
     from src.training.provenance import git_commit, hardware, versions
 

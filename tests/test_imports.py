@@ -33,11 +33,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "rollout": ("src.values", "src.phases", "src.policies.base", "kernels"),
     "loggers": ("src.config", "src.training", "src.allowed_targets", "src.masking"),
     "images": (),
+    "intervals": (),
     "geneval": (),
     # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
     "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
-    "evaluation": ("src.values", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
-    "comparison": ("src.config", "src.cli_errors", "src.loggers.facts", "src.loggers.store", "src.training.run_folder"),
+    "evaluation": ("src.values", "src.intervals", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
+    "comparison": (
+        "src.config",
+        "src.intervals",
+        "src.cli_errors",
+        "src.loggers.facts",
+        "src.loggers.store",
+        "src.training.run_folder",
+    ),
     "training": (
         "src.values",
         "src.phases",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 
 Series = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
@@ -75,3 +76,16 @@ def read_scores(text: str) -> tuple[PromptScores, ...]:
 def finite(series: Iterable[tuple[int, float]]) -> Series:
     """A series without its values that are no number."""
     return tuple((step, value) for step, value in series if isfinite(value))
+
+
+def by_prompt(runs: Iterable[Sequence[PromptScores]], figure: str) -> dict[tuple[int, str], float]:
+    """A figure's mean at each prompt, over its samples and over the runs: a prompt's samples are not independent.
+
+    Prompts that the figure does not apply to are left out.
+    """
+    found: dict[tuple[int, str], list[float]] = {}
+    for scores in runs:
+        for one in scores:
+            if figure in one.figures:
+                found.setdefault((one.index, one.prompt), []).append(one.figures[figure])
+    return {key: fmean(values) for key, values in found.items()}

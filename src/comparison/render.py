@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from src.comparison.statistics import Estimate
 from src.comparison.table import ABSENT, Comparison, Row
+from src.intervals import Estimate
 
 Cell = Callable[[Row], str]
 
@@ -55,7 +55,7 @@ def table_csv(comparison: Comparison) -> str:
         found: list[object] = []
         for name in estimates:
             value: Estimate | None = getattr(row, name)
-            found += [""] * 4 if value is None else [value.mean, value.low, value.high, value.over]
+            found += [""] * 4 if value is None else [value.value, value.low, value.high, value.over]
         names, seeds = (";".join(getattr(run, key) for run in row.runs) for key in ("name", "seed"))
         rest = [getattr(row, name) for name in ("best_step", *costs)]
         writer.writerow([names, seeds, *(row.settings[name] for name in comparison.settings), *found, *rest])
@@ -86,7 +86,7 @@ def _estimate(value: Estimate | None, signed: bool = False) -> str:
     if value is None:
         return ABSENT
     sign = "+" if signed else ""
-    shown = f"{value.mean:{sign}.4g}"
+    shown = f"{value.value:{sign}.4g}"
     return shown if value.low is None else f"{shown} [{value.low:{sign}.4g}, {value.high:{sign}.4g}]"
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from src.comparison.records import RunRecord, Series, finite
-from src.comparison.statistics import Estimate, by_prompt, over_prompts, over_seeds, paired_difference
+from src.comparison.records import RunRecord, Series, by_prompt, finite
+from src.intervals import Estimate, over_prompts, over_seeds, paired_difference
 
 ABSENT = "-"
 
@@ -64,7 +64,7 @@ def compare(records: Sequence[RunRecord], metric: str, mode: str = "max", baseli
     base = next((group for group in groups if baseline in {run.name for run in group}), None)
     rows = [_row(group, settings, metric, mode, figure, base) for group in groups]
     sign = -1 if mode == "max" else 1
-    rows.sort(key=lambda row: (row.best is None, 0.0 if row.best is None else sign * row.best.mean))
+    rows.sort(key=lambda row: (row.best is None, 0.0 if row.best is None else sign * row.best.value))
     reached = [(sign * best[1], run) for run in rows[0].runs if (best := _best(run, metric, mode)) is not None]
     best_run = min(reached, key=lambda pair: pair[0])[1] if reached else None
     notes = _notes(records, rows, base)

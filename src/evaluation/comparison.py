@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from src.evaluation.bootstrap import Estimate, Figure, Resampling, difference, mean
+from src.intervals import Estimate, Figure, Resampling, difference, mean
 
 ALL = "all prompts"
 Estimates = dict[str, dict[str, Estimate]]  # by kind of prompt (ALL first), then by figure
@@ -40,7 +40,7 @@ class Comparison:
         """Plain Python for a JSON file."""
 
         def plain(estimates: Estimates) -> dict[str, Any]:
-            return {kind: {name: asdict(e) for name, e in row.items()} for kind, row in estimates.items()}
+            return {kind: {name: _as_json(e) for name, e in row.items()} for kind, row in estimates.items()}
 
         return {
             "kinds": self.kinds,
@@ -86,3 +86,8 @@ def _differences(
         }
         for kind, rows in places.items()
     }
+
+
+def _as_json(estimate: Estimate) -> dict[str, float | int | None]:
+    prompts = {"prompts": estimate.number, "samples": estimate.samples}
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, **prompts}

@@ -8,10 +8,10 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from src.evaluation.bootstrap import Figure
 from src.evaluation.diversity import mean_pairwise_distance, vendi_score
 from src.evaluation.plans import distinct, repeated, same
 from src.evaluation.samples import Drawn
+from src.intervals import Figure
 
 # What the figures that are not an expert's mean; a report says so.
 MEANINGS = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from src.evaluation.bootstrap import Estimate
+from src.intervals import Estimate
 
 # In px: labels at least, axis, figures, a letter of the page's 12 px text with room to spare, a row, the title.
 LABEL, AXIS, FIGURE, LETTER, ROW, TOP = 230, 360, 170, 7.5, 22, 26

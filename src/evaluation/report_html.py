@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from src.evaluation.bootstrap import Estimate
 from src.evaluation.comparison import ALL, Comparison, Difference
 from src.evaluation.figures import MEANINGS
 from src.evaluation.forest import Line, forest, written
 from src.evaluation.page import SCRIPT, STYLE
 from src.evaluation.samples import Drawn
+from src.intervals import Estimate
 
 THUMBNAIL = 256  # pixels; larger pictures are embedded scaled down, the files stand beside the report
 SMALL = 128  # pixels up to which a picture is enlarged without smoothing

@@ -32,12 +32,12 @@ def test_seeds_are_one_row_with_an_interval_and_the_best_stands_first(tmp_path: 
     assert [(row.label, len(row.runs)) for row in found.rows] == [("single", 1), ("seed0 and 2 more", 3)]
     single, seeds = found.rows
     assert single.final is not None
-    assert (single.final.mean, single.final.low, single.best_step) == (0.9, None, 10)
+    assert (single.final.value, single.final.low, single.best_step) == (0.9, None, 10)
     assert seeds.final is not None
     assert seeds.best is not None
-    assert (seeds.final.mean, seeds.final.over) == (pytest.approx(0.5), "seeds")
+    assert (seeds.final.value, seeds.final.over) == (pytest.approx(0.5), "seeds")
     assert seeds.final.high == pytest.approx(0.5 + 0.2484138, abs=1e-6)
-    assert (seeds.best.mean, seeds.best.low, seeds.best.high) == (pytest.approx(0.7),) * 3
+    assert (seeds.best.value, seeds.best.low, seeds.best.high) == (pytest.approx(0.7),) * 3
     assert found.best_run is not None
     assert found.best_run.name == "single"
     assert (seeds.seconds_per_step, seeds.seconds_total, seeds.peak_memory_gib, seeds.steps) == (1.5, 30.0, 1.25, 10)
@@ -83,9 +83,9 @@ def test_a_baseline_is_compared_prompt_by_prompt(tmp_path: Path) -> None:
     rows = {row.label: row for row in found.rows}
     better = rows["better"]
     assert better.difference is not None
-    assert [better.difference.mean, better.difference.low] == pytest.approx([0.05, 0.05])
+    assert [better.difference.value, better.difference.low] == pytest.approx([0.05, 0.05])
     assert better.test is not None
-    assert (better.test.mean, better.test.over) == (pytest.approx(0.5), "prompts")
+    assert (better.test.value, better.test.over) == (pytest.approx(0.5), "prompts")
     assert [rows[name].difference for name in ("base", "other", "silent")] == [None] * 3
     assert rows["silent"].test is None
     assert any(note.startswith("no difference for other, silent") for note in found.notes)

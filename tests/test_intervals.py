@@ -1,4 +1,4 @@
-"""Intervals: SciPy's BCa on the same draws, and coverage against what is known of the population."""
+"""Intervals against hand-computed values, SciPy's on the same draws, and what is known of the population."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from src.evaluation.bootstrap import Estimate, Figure, Resampling, difference, interval, mean, resampled_weights
+from src.intervals import (
+    Estimate,
+    Figure,
+    Resampling,
+    difference,
+    interval,
+    mean,
+    over_prompts,
+    over_seeds,
+    paired_difference,
+    resampled_weights,
+)
 
 
 def known(estimate: Estimate | None) -> tuple[float, float, float]:
@@ -47,7 +60,7 @@ def test_the_interval_of_a_mean_is_scipys(prompts: int, seed: int) -> None:
     assert found is not None
     assert found.value == pytest.approx(own.sums.sum() / own.counts.sum(), rel=1e-12)
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high), rel=1e-9)
-    assert (found.prompts, found.samples) == (prompts, own.counts.sum())
+    assert (found.number, found.samples) == (prompts, own.counts.sum())
 
 
 def test_the_interval_of_a_difference_is_scipys() -> None:
@@ -134,9 +147,9 @@ def test_prompts_without_the_figure_are_left_out() -> None:
     found, paired = mean(own, Resampling()), difference(own, other, Resampling())
     assert found is not None
     assert paired is not None
-    assert (found.value, found.prompts, found.samples) == (5 / 3, 2, 3)
+    assert (found.value, found.number, found.samples) == (5 / 3, 2, 3)
     # Only the third prompt has both, and one prompt cannot be resampled.
-    assert (paired.value, paired.low, paired.high, paired.prompts) == (1.0, None, None, 1)
+    assert (paired.value, paired.low, paired.high, paired.number) == (1.0, None, None, 1)
     nothing = Figure(np.zeros(3), np.zeros(3))
     assert mean(nothing, Resampling()) is None
     assert difference(own, nothing, Resampling()) is None
@@ -149,3 +162,68 @@ def test_figures_that_do_not_fit_are_refused() -> None:
         difference(Figure(np.ones(3), np.ones(3)), Figure(np.ones(2), np.ones(2)), Resampling())
     with pytest.raises(ValueError, match="1 units"):
         interval(lambda w: w.sum(1), 1, Resampling())
+
+
+def test_over_seeds_is_the_textbook_interval() -> None:
+    """Mean 0.5, standard deviation 0.1, three values: 0.5 +- 4.302653 * 0.1 / sqrt(3)."""
+    found = over_seeds([0.4, 0.5, 0.6])
+    assert (found.value, found.number, found.over) == (pytest.approx(0.5), 3, "seeds")
+    assert found.low == pytest.approx(0.5 - 0.2484138, abs=1e-6)
+    assert found.high == pytest.approx(0.5 + 0.2484138, abs=1e-6)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=8).filter(lambda v: np.std(v) > 1e-3))
+def test_over_seeds_agrees_with_scipy(values: list[float]) -> None:
+    found, wanted = over_seeds(values), stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(wanted.low, abs=1e-9), pytest.approx(wanted.high, abs=1e-9))
+
+
+def test_one_value_has_no_interval() -> None:
+    for estimate in (over_seeds([0.25]), over_prompts([0.25])):
+        assert (estimate.value, estimate.low, estimate.high, estimate.over) == (0.25, None, None, "")
+
+
+def test_over_prompts_is_scipys_interval_of_one_value_a_prompt() -> None:
+    values = np.random.default_rng(3).uniform(size=60) ** 2
+    found = over_prompts(list(values), Resampling(500, 5))
+    wanted = stats.bootstrap(
+        (values,), np.mean, n_resamples=500, method="BCa", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert (found.number, found.over) == (60, "prompts")
+    assert found.value == pytest.approx(values.mean(), rel=1e-12)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+
+
+def test_one_value_a_prompt_or_its_samples_give_the_same_interval() -> None:
+    """`src.compare` reads a mean a prompt, `src.evaluate` sums over samples: with equally many they must agree."""
+    samples = np.random.default_rng(4).integers(0, 2, (30, 4)).astype(float)
+    other = np.random.default_rng(5).integers(0, 2, (30, 4)).astype(float)
+    by_mean = over_prompts(list(samples.mean(1)))
+    assert known(by_mean) == pytest.approx(known(mean(figure(samples), Resampling())), rel=1e-12)
+    ours, theirs = (dict(enumerate(each.mean(1))) for each in (samples, other))
+    paired = paired_difference(ours, theirs)
+    assert known(paired) == pytest.approx(known(difference(figure(samples), figure(other), Resampling())), rel=1e-12)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Of 200 samples of 50 coin tosses at least nine intervals in ten hold 0.5."""
+    tosses = np.random.default_rng(0).integers(0, 2, (200, 50)).astype(float)
+    found = [over_prompts(list(row)) for row in tosses]
+    assert np.mean([one.low <= 0.5 <= one.high for one in found]) >= 0.9  # type: ignore[operator]
+
+
+def test_a_paired_difference_forgets_what_two_runs_share() -> None:
+    """Prompts far apart in difficulty, one run better by 0.1 on each: the difference is sharp, the means are not."""
+    theirs = {(i, f"p{i}"): i / 20 for i in range(20)}
+    ours = {key: value + 0.1 for key, value in theirs.items()}
+    found = paired_difference(ours, theirs)
+    assert (found.value, found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
+    assert found.excludes_zero
+    single = over_prompts(list(theirs.values()))
+    assert single.high - single.low > 0.2  # type: ignore[operator]
+    assert not paired_difference(theirs, dict(theirs)).excludes_zero
+
+
+def test_other_prompts_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="not the same prompts"):
+        paired_difference({(0, "a"): 1.0}, {(0, "b"): 1.0})

@@ -1,15 +1,18 @@
-"""Bootstrap intervals of means and of paired differences; prompts are the unit that is resampled.
+"""Means with 95 % intervals: over seeds by Student's t, over prompts by the bootstrap. Every command takes these.
 
-The samples of one prompt are not independent of each other, so they stay together: a resample draws prompts, with
-all their samples (a cluster bootstrap). Of two models the same prompts are drawn, which makes differences paired.
+Prompts are the unit that is resampled. The samples of one prompt are not independent of each other, so they stay
+together: a resample draws prompts, with all their samples (a cluster bootstrap). Of two models the same prompts are
+drawn, which makes differences paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
+from math import sqrt
+from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,21 +55,55 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean or difference of means, its 95 % interval, and what it rests on.
+    """A mean or a difference of means, its 95 % interval, and what it rests on.
 
-    `low` and `high` are None for fewer than two prompts: there is nothing to resample.
+    number: of the units that the interval is taken over, which `over` names ("seeds" or "prompts"; "" without an
+    interval). samples: of how many pictures in all. `low` and `high` are None for fewer than two units.
     """
 
     value: float
-    low: float | None
-    high: float | None
-    prompts: int
-    samples: int
+    low: float | None = None
+    high: float | None = None
+    number: int = 1
+    over: str = ""
+    samples: int = 1
 
     @property
     def excludes_zero(self) -> bool:
         """Whether the whole interval lies on one side of 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and two-sided t-interval of one value a seed; a single value has no interval."""
+    if len(values) < 2:
+        return Estimate(values[0])
+    from scipy.stats import t
+
+    average, number = fmean(values), len(values)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, number - 1)) * stdev(values) / sqrt(number)
+    return Estimate(average, average - half, average + half, number, "seeds", number)
+
+
+def over_prompts(values: Sequence[float], resampling: Resampling = Resampling()) -> Estimate:
+    """Mean and bootstrap interval of one value a prompt; a single value has no interval."""
+    sums = np.asarray(values, dtype=np.float64)
+    found = mean(Figure(sums, np.ones_like(sums)), resampling)
+    assert found is not None
+    return found
+
+
+def paired_difference(
+    ours: Mapping[Any, float], theirs: Mapping[Any, float], resampling: Resampling = Resampling()
+) -> Estimate:
+    """`over_prompts` of the differences prompt by prompt; the noise that two runs share on a prompt cancels.
+
+    Raises:
+        ValueError: if the prompts are not the same.
+    """
+    if ours.keys() != theirs.keys():
+        raise ValueError("not the same prompts")
+    return over_prompts([value - theirs[key] for key, value in ours.items()], resampling)
 
 
 def mean(figure: Figure, resampling: Resampling) -> Estimate | None:
@@ -144,4 +181,4 @@ def _corrected(tails: Array, drawn: Array, observed: float, left_out: Array) -> 
 def _estimate(statistic: Callable[[Array], Array], units: int, samples: float, resampling: Resampling) -> Estimate:
     value = float(statistic(np.ones((1, units)))[0])
     low, high = interval(statistic, units, resampling) if units > 1 else (None, None)
-    return Estimate(value, low, high, units, int(samples))
+    return Estimate(value, low, high, units, "" if low is None else "prompts", int(samples))
