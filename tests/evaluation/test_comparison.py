@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from src.evaluation.comparison import ALL, Comparison, compare
 from src.evaluation.figures import figures_of
-from src.evaluation.forest import Line, forest, written
+from src.evaluation.forest import Line, forest, svg, written
 from src.evaluation.table import write_samples
 from src.intervals import Estimate, Resampling
 from tests.evaluation.pieces import drawn
@@ -65,26 +66,34 @@ def test_the_csv_keeps_hard_texts_and_leaves_cells_empty(tmp_path: Path) -> None
 
 
 def test_a_plot_puts_estimate_and_interval_where_they_belong() -> None:
-    """Left to right: low end of the interval, estimate, high end; and the mark of zero where it is."""
-    svg = forest("t", [("k", [Line("m <1>", Estimate(0.5, 0.25, 1.0, 9), 0)])], zero=True)
-    place = {name: float(svg.split(f'{name}="')[1].split('"')[0]) for name in ("cx",)}
-    bar = svg.split("stroke-width")[0].rsplit("<line", 1)[1]
-    low, high = (float(bar.split(f'{end}="')[1].split('"')[0]) for end in ("x1", "x2"))
-    mark = float(svg.split('class="zero"')[0].rsplit('x1="', 1)[1].split('"')[0])
-    # 0, 0.25, 0.5 and 1 on one linear axis.
-    assert [(x - mark) / (high - mark) for x in (low, place["cx"], high)] == pytest.approx([0.25, 0.5, 1.0], abs=1e-3)
-    assert "m &lt;1&gt;" in svg
-    assert forest("t", [("k", [])]) == ""
+    """Under the group's name a bar over the interval with a dot at the estimate; the figures as text; 0 marked."""
+    figure = forest("t", [("k", [Line("m <1>", Estimate(0.5, 0.25, 1.0, 9), 0)]), ("empty", [])], zero=True)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["k", "m <1>"]
+    (bar,) = axes.collections
+    assert bar.get_segments()[0].tolist() == [[0.25, 1.0], [1.0, 1.0]]
+    dot, mark = axes.lines
+    assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([0.5], [1])
+    assert list(mark.get_xdata()) == [0, 0]
+    assert [text.get_text() for text in axes.texts] == ["0.500 [0.250, 1.000]"]
+    page = svg(figure)
+    assert page.startswith("<svg")
+    assert "m &lt;1&gt;" in page
+    assert forest("t", [("k", [])]) is None
 
 
 def test_a_long_label_ends_before_the_plot_begins() -> None:
-    """A pair of runs by their default names, drawn in 12 px text: 6.8 px a letter (headless Chromium)."""
+    """A pair of runs by their default names; and the figures at the right stay on the canvas."""
     label = "bicot_lora-20261124-090308 \u2212 bicot_lora-20261124-090236"
-    svg = forest("t", [("k", [Line(label, Estimate(0.0, -1.0, 1.0, 9), 0)])])
-    left = min(float(part.split('"')[0]) for part in svg.split('class="axis"')[0].split('x1="')[1:])
-    assert left > 14 + 6.8 * len(label)
-    width = float(svg.split('viewBox="0 0 ')[1].split()[0])
-    assert max(float(part.split('"')[0]) for part in svg.split('x2="')[1:]) < width
+    figure = forest("t", [("k", [Line(label, Estimate(0.0, -1.0, 1.0, 9), 0)])])
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    labels = [text.get_window_extent() for text in axes.get_yticklabels()]
+    assert min(box.x0 for box in labels) >= 0
+    assert max(box.x1 for box in labels) <= axes.get_window_extent().x0
+    assert axes.texts[0].get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_numbers_as_text() -> None:
