@@ -59,7 +59,7 @@ def weigh_levels(advantages: Tensor, weights: Mapping[str, float]) -> dict[str, 
 def without_signal(total: Tensor, group_size: int, tolerance: float = 0.0) -> Tensor:
     """(B,) bool: the groups whose rewards are all equal (within `tolerance`, >= 0), which teach nothing.
 
-    DAPO replaces them (arXiv 2503.14476, eq. 11): :func:`src.training.groups.refill`.
+    DAPO replaces them (arXiv 2503.14476, eq. 11): :func:`src.training.options.dynamic_sampling.refill`.
     """
     groups = _grouped(total, group_size)
     return groups.amax(dim=1) - groups.amin(dim=1) <= tolerance

@@ -18,7 +18,7 @@ from src.rewards.ensemble import RewardEnsemble
 from src.sharding import write_whole
 from src.training.collect import Collected, CollectSettings, collect
 from src.training.entropy_control import EntropyControl, EntropySettings
-from src.training.groups import keyed_records
+from src.training.options.dynamic_sampling import keyed_records
 from src.training.ranks import current_ranks
 from src.training.sharded import ShardedStrategy, kept_states
 from src.training.statistics import evaluated

@@ -10,8 +10,8 @@ import torch
 
 from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble, eight_bit
-from src.training.groups import penalise_unfinished
 from src.training.loop import experience_metrics
+from src.training.options.length_penalty import penalise_unfinished
 from src.training.statistics import score_level
 from src.values import IMAGE, PLAN, RewardReport
 from tests.policies.tiny import tiny_policy

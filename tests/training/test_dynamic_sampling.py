@@ -11,8 +11,8 @@ import torch
 
 from src.rollout.levels import roll_out
 from src.rollout.noise import group_keys
-from src.training.groups import keyed_records
 from src.training.loop import _measured, experience_metrics
+from src.training.options.dynamic_sampling import keyed_records
 from src.training.ranks import Ranks
 from src.training.update import shown
 from src.values import IMAGE, PLAN, PromptRecord, Sampling

@@ -2,7 +2,7 @@
 
 - clip-higher: ``clip_high`` (0.28) above ``clip_low`` (0.2), so that rare tokens may become likely;
 - token-level loss: the mean over all tokens of the step (which T2I-R1's GRPO has, too);
-- dynamic sampling: groups without signal are replaced (:func:`src.training.groups.refill`);
+- dynamic sampling: groups without signal are replaced (:func:`src.training.options.dynamic_sampling.refill`);
 - overlong shaping: :func:`src.algorithms.plan_length.overlong_penalty`.
 
 No KL (beta 0).
