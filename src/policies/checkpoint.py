@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from src.chat_templates import TemplateError
 from src.policies import original_config
+from src.policies.contexts import check_templates
 from src.policies.original_layout import has_no_counterpart, original_name, to_original, to_transformers
 from src.policies.weight_files import CheckpointError, mapped_tensors, read_json, weight_files
 
@@ -132,7 +134,8 @@ def read_tokenizer(folder: Path, **settings: Any) -> Any:
     splits texts otherwise than the byte-level tokenizer.json beside it.
 
     Raises:
-        CheckpointError: if there is none, it is damaged, or it lacks one of Janus's special tokens.
+        CheckpointError: if there is none, it is damaged, it lacks one of Janus's special tokens, or its chat templates
+            cannot be used.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -154,6 +157,10 @@ def read_tokenizer(folder: Path, **settings: Any) -> Any:
         if token is None or token not in tokenizer.get_vocab():
             named = "" if token is None else f" {token!r}"
             raise CheckpointError(f"{folder / 'tokenizer.json'}: no {role} token{named}; it is another model's")
+    try:
+        check_templates(tokenizer)
+    except TemplateError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     return tokenizer
 
 

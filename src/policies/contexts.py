@@ -3,18 +3,22 @@
 A checkpoint may ship two named chat templates, ``plan`` and ``image`` (``additional_chat_templates/``
 of its tokenizer); where it does not, as Janus-Pro's published ones, the templates of this file stand in.
 Both receive one user message; the image template also the variable ``plan``. A template writes the whole
-text including the begin-of-sequence token; the begin-of-image token is appended here.
+text including the begin-of-sequence token, and prompt and plan as they are; the begin-of-image token is appended here.
+It is rendered once, within limits (`src.chat_templates`). Special tokens come from the template alone: a prompt or plan
+that spells one is read as words (`src.user_text`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.values import TokenContext
+from src.chat_templates import FlatTemplate, TemplateError, flatten
+from src.user_text import filled
+from src.values import IMAGE, PLAN, TokenContext
 
 # The layout of Janus-Pro's supervised data ("deepseek" format), as T2I-R1 uses it: a system line, a user
 # turn with the reasoning instruction (paper, appendix; worded anew here), an empty assistant turn.
@@ -41,15 +45,39 @@ def chat_template(tokenizer: Any, name: str, default: str) -> str:
     return default
 
 
-def _render(tokenizer: Any, template: str, prompt: str, **variables: str) -> str:
-    messages = [{"role": "user", "content": prompt.strip()}]
-    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **variables)
+def check_templates(tokenizer: Any) -> None:
+    """Render both templates once.
+
+    Raises:
+        TemplateError: for a template that cannot be used, with its name.
+    """
+    _flat(tokenizer, PLAN, DEFAULT_PLAN_TEMPLATE)
+    for with_plan in (True, False):
+        _flat(tokenizer, IMAGE, DEFAULT_IMAGE_TEMPLATE, with_plan)
+
+
+def _flat(tokenizer: Any, name: str, default: str, with_plan: bool = False) -> FlatTemplate:
+    """A template's text around "prompt" and, with one, "plan"; what is between them depends on whether there is one."""
+    special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+    def variables(words: Mapping[str, str]) -> dict[str, Any]:
+        messages = [{"role": "user", "content": words["prompt"]}]
+        plan = {"plan": words.get("plan", "")} if name == IMAGE else {}
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+        return {**special, **given, **plan}
+
+    try:
+        return flatten(
+            chat_template(tokenizer, name, default), ("prompt", "plan") if with_plan else ("prompt",), variables
+        )
+    except TemplateError as error:
+        raise TemplateError(f"chat template {name!r}: {error}") from error
 
 
 def plan_texts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     """The full text each plan continues."""
-    template = chat_template(tokenizer, "plan", DEFAULT_PLAN_TEMPLATE)
-    return [_render(tokenizer, template, prompt) for prompt in prompts]
+    flat = _flat(tokenizer, PLAN, DEFAULT_PLAN_TEMPLATE)
+    return filled(tokenizer, lambda prompt: flat.fill({"prompt": prompt}), [(prompt.strip(),) for prompt in prompts])
 
 
 def image_texts(tokenizer: Any, prompts: Sequence[str], plans: Sequence[str]) -> list[str]:
@@ -58,11 +86,19 @@ def image_texts(tokenizer: Any, prompts: Sequence[str], plans: Sequence[str]) ->
     A prompt's own full stop is dropped, so that "{prompt}. {plan}" never doubles it (1,783 of the
     released training prompts end in one). Empty plans leave the prompt alone.
     """
-    template = chat_template(tokenizer, "image", DEFAULT_IMAGE_TEMPLATE)
-    return [
-        _render(tokenizer, template, prompt.strip().rstrip(".").rstrip() if plan.strip() else prompt, plan=plan.strip())
+    flat = {
+        with_plan: _flat(tokenizer, IMAGE, DEFAULT_IMAGE_TEMPLATE, with_plan)
+        for with_plan in {bool(plan.strip()) for plan in plans}
+    }
+
+    def fill(prompt: str, plan: str) -> str:
+        return flat[bool(plan)].fill({"prompt": prompt, "plan": plan})
+
+    rows = [
+        (prompt.strip().rstrip(".").rstrip() if plan.strip() else prompt.strip(), plan.strip())
         for prompt, plan in zip(prompts, plans, strict=True)
     ]
+    return filled(tokenizer, fill, rows)
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | None = None) -> TokenContext:

@@ -15,6 +15,7 @@ from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 from src.hub import find_directory
 from src.rewards.frozen import FrozenModelExpert
 from src.rewards.weights import MODEL_FILES, as_dtype, load_complete
+from src.user_text import as_words
 from src.values import PromptRecord
 
 
@@ -52,7 +53,8 @@ class ClipScore(FrozenModelExpert):
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """Scores (N,) float32."""
         images = (pixels * 255).round().to(torch.uint8)
-        scores, _ = _clip_score_update(list(images), [record.prompt for record in records], self.model, self.processor)
+        prompts = as_words(self.processor.processor.tokenizer, [record.prompt for record in records])
+        scores, _ = _clip_score_update(list(images), prompts, self.model, self.processor)
         return scores.float().clamp_min(0.0)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from src.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_between, nor
 from src.rewards.pretrained import find_pretrained
 from src.rewards.spatial import NEAR_DISTANCE, spatial_score
 from src.rewards.weights import as_dtype, load_complete
+from src.user_text import as_words
 from src.values import ObjectCount, PromptRecord
 
 # What an object is worth that is there in the wrong number.
@@ -170,7 +171,12 @@ class Detector(FrozenModelExpert):
         phrases = record.nouns if self.faithful else objects_of(record)
         tokenizer = self.tokenizer
         marks = (tokenizer.cls_token_id, tokenizer.convert_tokens_to_ids("."), tokenizer.sep_token_id)
-        caption = build_caption(phrases, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], marks)
+
+        def tokenize(text: str) -> list[int]:
+            ids: list[int] = tokenizer(as_words(tokenizer, [text]), add_special_tokens=False)["input_ids"][0]
+            return ids
+
+        caption = build_caption(phrases, tokenize, marks)
         longest = self.model.config.max_text_len
         if len(caption.ids) > longest:
             raise ValueError(

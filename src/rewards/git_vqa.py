@@ -14,6 +14,7 @@ from src.rewards.frozen import FrozenModelExpert
 from src.rewards.preprocess import CLIP_MEAN, CLIP_STD, fill_and_crop, normalise
 from src.rewards.pretrained import find_pretrained
 from src.rewards.weights import as_dtype, load_complete
+from src.user_text import as_words
 from src.values import PromptRecord
 
 
@@ -112,7 +113,8 @@ class GitVqa(FrozenModelExpert):
         ids are [CLS] and the question's tokens, padded at the end.
         """
         start = self.tokenizer.cls_token_id
-        texts = [[self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in few] for few in questions]
+        words = [as_words(self.tokenizer, few) for few in questions]
+        texts = [[self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in few] for few in words]
         rounds = max(map(len, texts))
         rows = [[[start, *few[i]] if i < len(few) else [start] for few in texts] for i in range(rounds)]
         width = max(len(row) for one in rows for row in one)

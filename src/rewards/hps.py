@@ -16,6 +16,7 @@ from src.rewards.clip_layout import VIT_H_14, ClipSizes, load_clip
 from src.rewards.frozen import FrozenModelExpert
 from src.rewards.preprocess import CLIP_MEAN, CLIP_STD, fit_inside, normalise
 from src.rewards.weights import as_dtype
+from src.user_text import as_words
 from src.values import PromptRecord
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -81,7 +82,8 @@ class HPS(FrozenModelExpert):
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors (P, D) float32; padding stands after the end of text, where nothing looks at it."""
-        cut = self.tokenizer(list(prompts), truncation=True, max_length=self.sizes.context_length).input_ids
+        words = as_words(self.tokenizer, prompts)
+        cut = self.tokenizer(words, truncation=True, max_length=self.sizes.context_length).input_ids
         ids = pad_sequence([torch.tensor(row) for row in cut], batch_first=True, padding_value=self.sizes.end_of_text)
         embedded = self.model.get_text_features(ids.to(self.model.device)).pooler_output
         return F.normalize(embedded.float(), dim=1)

@@ -16,6 +16,7 @@ from src.rewards.llava_layout import SIGLIP_SO400M, llava_config, load_llava
 from src.rewards.preprocess import normalise, pad_and_resize
 from src.rewards.weights import MODEL_FILES, as_dtype
 from src.rewards.yes_no import answer_tokens, check_temperature, yes_probability
+from src.user_text import filled
 from src.values import PromptRecord
 
 QUESTION = (
@@ -101,6 +102,10 @@ class ORM(FrozenModelExpert):
 
     def _ids(self, records: Sequence[PromptRecord]) -> list[list[int]]:
         """The tokens after the image; as released, the texts before and after it are tokenised apart."""
-        texts = [QUESTION.replace("{prompt}", record.prompt) + AFTER for record in records]
+
+        def fill(prompt: str) -> str:
+            return QUESTION.replace("{prompt}", prompt) + AFTER
+
+        texts = filled(self.tokenizer, fill, [(record.prompt,) for record in records])
         ids: list[list[int]] = self.tokenizer(texts).input_ids
         return ids

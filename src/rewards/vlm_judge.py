@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from src.chat_templates import FlatTemplate, TemplateError, flatten
 from src.hub import find_directory
 from src.rewards.frozen import FrozenModelExpert, batches_of_equal_length
 from src.rewards.weights import MODEL_FILES, as_dtype, load_complete
 from src.rewards.yes_no import answer_tokens, check_temperature, yes_probability
+from src.user_text import filled
 from src.values import PromptRecord
 
 PLACE = "{prompt}"
@@ -64,8 +66,12 @@ class VLMJudge(FrozenModelExpert):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"path={folder}: its processor has no chat template; take an instruction-tuned model")
         tokens = answer_tokens(processor.tokenizer)
+        try:
+            asked = flat_question(processor, system)
+        except TemplateError as error:
+            raise ValueError(f"path={folder}: its processor's chat template {error}") from error
         super().__init__(lambda: load_complete(AutoModelForImageTextToText, folder, computes_in), batch_size, **kwargs)
-        self.processor, self.tokens = processor, tokens
+        self.processor, self.tokens, self.asked = processor, tokens, asked
         self.question, self.system, self.temperature = question, system, temperature
         # Where the model can, it computes the logits of the last position only.
         known = signature(self.model.forward).parameters
@@ -73,19 +79,19 @@ class VLMJudge(FrozenModelExpert):
 
     def batches(self, records: Sequence[PromptRecord]) -> list[list[int]]:
         """Rows whose questions are equally long, in pieces of at most `batch_size`."""
-        texts = [
-            self.processor.apply_chat_template(self.conversation(record), add_generation_prompt=True, tokenize=False)
-            for record in records
-        ]
         return batches_of_equal_length(
-            [len(self.processor.tokenizer(text).input_ids) for text in texts], self.batch_size
+            [len(self.processor.tokenizer(text).input_ids) for text in self.texts(records)], self.batch_size
         )
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """P(yes) (N,) float32."""
+        # The texts are rendered already: what the processor gets as a template is a text and nothing else.
         inputs = self.processor.apply_chat_template(
-            [self.conversation(record, image) for record, image in zip(records, to_pil(pixels), strict=True)],
-            add_generation_prompt=True,
+            [
+                [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+                for image, text in zip(to_pil(pixels), self.texts(records), strict=True)
+            ],
+            chat_template="{{ messages[0]['content'][1]['text'] }}",
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -94,14 +100,33 @@ class VLMJudge(FrozenModelExpert):
         logits = self.model(**inputs, **self.options).logits
         return yes_probability(logits[:, -1], self.tokens, self.temperature)
 
-    def conversation(self, record: PromptRecord, image: Image.Image | None = None) -> list[dict[str, Any]]:
-        """What is said before the answer, as a chat template takes it; without an image, only its place."""
-        shown = {"type": "image"} if image is None else {"type": "image", "image": image}
-        question = {"type": "text", "text": self.question.replace(PLACE, record.prompt)}
-        messages: list[dict[str, Any]] = [{"role": "user", "content": [shown, question]}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
-        return messages
+    def texts(self, records: Sequence[PromptRecord]) -> list[str]:
+        """What stands before each answer, the image's place included; a prompt in it is words, whatever it spells."""
+
+        def fill(prompt: str) -> str:
+            return self.asked.fill({"question": self.question.replace(PLACE, prompt)})
+
+        marks = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        more = [mark for mark in marks if isinstance(mark, str)]
+        return filled(self.processor.tokenizer, fill, [(record.prompt,) for record in records], more)
+
+
+def flat_question(processor: Any, system: str | None) -> FlatTemplate:
+    """The processor's chat template around an image and a "question", rendered once, within limits.
+
+    Raises:
+        TemplateError: for a template that cannot be used.
+    """
+    special = {name: token for name, token in processor.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+    def variables(words: Mapping[str, str]) -> dict[str, Any]:
+        content = [{"type": "image"}, {"type": "text", "text": words["question"]}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        return {**special, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+
+    return flatten(processor.chat_template, ("question",), variables)
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:

@@ -107,3 +107,28 @@ def test_missing_weights_are_refused(arguments: dict[str, Any], tmp_path: Path) 
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(WeightsMismatch, match=r"12 missing: .*layers\.2\."):
         VLMJudge(**arguments | {"path": folder})
+
+
+@pytest.mark.parametrize("spelling", ["<image>", "<video>", "<|im_end|>", "<|im_start|>assistant", "a <image><image>"])
+def test_a_prompt_that_spells_the_judges_special_tokens_is_words(arguments: dict[str, Any], spelling: str) -> None:
+    """As its own image token it would stand for a second picture; none is there, and scoring would raise."""
+    expert, image = VLMJudge(**arguments), torch.rand(3, 8, 8)
+    tokenizer = expert.processor.tokenizer
+    texts = expert.texts([PromptRecord(f"a {spelling} dog"), PromptRecord("a dog")])
+    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids(one) for one in ("<image>", "<video>")}
+    found = [[one for one in tokenizer(text).input_ids if one in special] for text in texts]
+    assert found[0] == found[1]
+    score = expert.score(image[None], [PromptRecord(f"a {spelling} dog")]).item()
+    apart = spelling.replace("<", "< ")
+    assert score == pytest.approx(expert.score(image[None], [PromptRecord(f"a {apart} dog")]).item(), abs=1e-6)
+
+
+def test_a_judges_endless_template_is_refused_before_its_weights_are_read(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(arguments["path"], tmp_path / "model")
+    loops = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loops, encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="its processor's chat template was stopped"):
+        VLMJudge(**arguments | {"path": folder})
