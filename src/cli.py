@@ -62,18 +62,21 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     from src.config import CONFIGS, UserError
     from src.config_checks import validate
     from src.config_entries import register
+    from src.typed_words import as_typed, expand_paths
 
     register()
     overrides = spelled_out(overrides)
+    words = as_typed(overrides, config_name)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra_compose(config_name, overrides)
+            config = hydra_compose(config_name, words)
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
     except Exception as error:
         # Hydra's and OmegaConf's own, and what odd words make them stumble over: nothing else runs in there.
         raise UserError(explain(error, overrides, config_name)) from error
     try:
+        expand_paths(config, config_name)
         validate(config, config_name)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise UserError(explain(error, overrides, config_name)) from error

@@ -25,22 +25,9 @@ def group_options(group: str) -> list[str]:
 
 def config_keys(root: str = "config") -> list[str]:
     """All dotted keys of a root config's schema and of the schemas of its groups."""
-    from dataclasses import fields, is_dataclass
+    from src.config_entries import settings_of
 
-    from src.config import GROUP_SCHEMAS
-    from src.config_entries import ROOT_SCHEMAS
-
-    def walk(schema: type, prefix: str) -> list[str]:
-        keys = []
-        for item in fields(schema):
-            keys.append(prefix + item.name)
-            default = item.default_factory() if callable(item.default_factory) else item.default
-            if is_dataclass(default):
-                keys += walk(type(default), f"{prefix}{item.name}.")
-        return keys
-
-    keys = walk(ROOT_SCHEMAS[root], "")
-    return keys + [key for group, schema in GROUP_SCHEMAS.items() if group in keys for key in walk(schema, f"{group}.")]
+    return list(settings_of(root))
 
 
 def explain(error: BaseException, overrides: Sequence[str], root: str = "config") -> str:
@@ -55,7 +42,10 @@ def explain(error: BaseException, overrides: Sequence[str], root: str = "config"
         (r"Could not find '([\w-]+)/([^']+)'", _unknown_option),
         (r"Could not override '([^']+)'", lambda m, _: unknown_key(m[1])),
         (r"Key '([^']+)' (?:is )?not in", lambda m, t: unknown_key(_full_key(t) or m[1], _file(t))),
-        (r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", _wrong_type),
+        (
+            r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)",
+            lambda m, t: _wrong_type(m, t, root),
+        ),
         (r"Value '(.*?)' \((\w+)\) is not supported|Cannot (?:assign|merge|convert)", _wrong_value),
         (r"Ambiguous value for argument '([^']+)'", _ambiguous),
         (r"missing EQUAL at|mismatched input|no viable alternative|token recognition error|extraneous input", _grammar),
@@ -91,11 +81,15 @@ def _unknown_option(match: re.Match[str], text: str) -> str:
     return f"{group}={option}: no such option.{nearest(option, options)} There are: {', '.join(options)}"
 
 
-def _wrong_type(match: re.Match[str], text: str) -> str:
-    file = _file(text)
+def _wrong_type(match: re.Match[str], text: str, root: str) -> str:
+    from src.config_entries import settings_of
+
+    file, setting = _file(text), settings_of(root).get(_full_key(text) or "")
     wanted = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}.get(
         match[2], match[2]
     )
+    if setting is not None and setting.range is not None and match[2] in ("Integer", "Float"):
+        wanted = setting.told()
     return f"{file + ': ' if file else ''}{_full_key(text) or 'a key'}={match[1]}: expected {wanted}"
 
 

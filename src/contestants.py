@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
 from src.export import checkpoint_of_model, find_run, holds_run, nearest_run, run_config, source_of_run
-from src.generate import sampling_asked_for, sampling_of_run
+from src.generate import check_sampling, sampling_asked_for, sampling_of_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -83,9 +83,11 @@ def locate(config: DictConfig) -> Field:
         # A fresh adapter changes nothing, and with one the weights are not copied; the others go beside it.
         model |= {"lora": {}, "adapter": None}
     sampling = dict(plain(config.sampling)) | ({} if trained is None else sampling_of_run(trained))
+    sampling |= sampling_asked_for(config)
     # A run's config is a file, maybe somebody else's.
     check_targets(model, config.plugins, "model")
-    return Field(contestants, model, sampling | sampling_asked_for(config), trained, tuple(config.plugins))
+    check_sampling(sampling)
+    return Field(contestants, model, sampling, trained, tuple(config.plugins))
 
 
 def load(field: Field) -> Policy:

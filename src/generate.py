@@ -131,6 +131,7 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
     # A run's config is a file, maybe somebody else's.
     check_targets(model, plugins, "model")
     sampling |= sampling_asked_for(config)
+    check_sampling(sampling)
     return {"model": model, "weights": weights, "sampling": sampling, "plugins": plugins}
 
 
@@ -141,6 +142,15 @@ def sampling_asked_for(config: DictConfig) -> dict[str, Any]:
         if config[key] is not None:
             asked |= {f"plan_{key}": config[key], f"image_{key}": config[key]}
     return asked
+
+
+def check_sampling(sampling: dict[str, Any]) -> None:
+    """Raise UserError for a number that cannot be sampled with; a run's come from a file, maybe somebody else's."""
+    from src.config_checks import check_numbers
+    from src.config_entries import SamplingConfig
+    from src.setting import settings
+
+    check_numbers(sampling, settings(SamplingConfig), "sampling.")
 
 
 def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from src.config import CONFIGS, LoggerConfig, UserError
 from src.config_checks import validate
 from src.config_entries import register
+from src.typed_words import as_typed, expand_paths
 
 if TYPE_CHECKING:
     from src.cli import Command
@@ -35,7 +36,8 @@ class Job:
         self.command = command
 
     def __call__(self, config: Any) -> int:
-        validate(config)
+        expand_paths(config, self.command.config)
+        validate(config, self.command.config)
         code = self.command.task(config)
         if code:
             raise JobFailed(code)
@@ -65,7 +67,7 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
 
     register()
 
-    overrides = spelled_out(overrides)
+    overrides = as_typed(spelled_out(overrides), command.config, sweep=True)
     overrides += _parent(command, overrides)
     before = sys.argv
     # Hydra's own runner exits with 1 and a page of text on errors; with this it lets them through.

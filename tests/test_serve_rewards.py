@@ -132,7 +132,7 @@ def test_other_machines_need_a_token(host: str, capsys: pytest.CaptureFixture[st
     ("overrides", "words"),
     [
         (["host=example.org"], ["host=example.org: expected one of 127.0.0.1"]),
-        (["port=80"], ["port=80: expected an integer in [1024, 65535]"]),
+        (["port=80"], ["port=80: expected an integer >= 1024 and <= 65535"]),
         (["max_images=0"], ["max_images=0"]),
         (["rewards.remote.url=http://a:1"], ["rewards.remote.url: a server scores by itself"]),
         (["token_file=/nowhere/token"], ["token_file=/nowhere/token: cannot be read"]),
