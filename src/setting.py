@@ -25,9 +25,9 @@ BATCH = {"ge": 1, "le": 10**6}
 WEIGHT = {"ge": 0, "le": 1e6}  # products with such numbers stay far inside of float32
 SECONDS = {"ge": 1e-3, "le": 1e6}  # a socket waits for no more than 2^31 milliseconds
 TEMPERATURE = {"ge": 0.01, "le": 100}  # logits divided by it stay numbers that float32 tells apart
-GUIDANCE = {"ge": 1, "le": 100, "why": "1 is no guidance"}
+GUIDANCE: dict[str, Any] = {"ge": 1, "le": 100, "why": "1 is no guidance"}
 TOP_K = {"ge": 1, "le": 10**6}
-TOP_P = {"ge": 1e-6, "le": 1, "why": "the share that is kept; null for no truncation"}
+TOP_P: dict[str, Any] = {"ge": 1e-6, "le": 1, "why": "the share that is kept; null for no truncation"}
 PORT = {"ge": 1024, "le": 65535}
 
 
@@ -91,9 +91,9 @@ class Setting:
         return self.range.told(names[0] if self.number is int else names[1])
 
 
-def number_field(default: Any, *, why: str = "", **bounds: float) -> Any:
+def number_field(default: Any, **bounds: Any) -> Any:
     """A field for a number, or a list or dict of numbers, in the range of `bounds` (see `Range`)."""
-    return _field(default, **{_RANGE: Range(**bounds, why=why)})
+    return _field(default, **{_RANGE: Range(**bounds)})
 
 
 def path_field(default: Any = None) -> Any:

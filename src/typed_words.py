@@ -68,14 +68,13 @@ def _of_parts(config: Any, known: Mapping[str, Setting]) -> list[str]:
     keys = []
     for setting in known.values():
         held = OmegaConf.select(config, setting.key) if setting.parts else None
-        for name in held if isinstance(held, DictConfig) else ():
-            inside = held[name]
-            if isinstance(inside, DictConfig):
-                keys += [
-                    f"{setting.key}.{name}.{k}"
-                    for k, part in setting.parts.items()
-                    if part.typed == PATH and k in inside
-                ]
+        if not isinstance(held, DictConfig):
+            continue
+        paths = [name for name, part in setting.parts.items() if part.typed == PATH]
+        for name, part in held.items():
+            keys += [
+                f"{setting.key}.{name!s}.{path}" for path in paths if isinstance(part, DictConfig) and path in part
+            ]
     return keys
 
 
