@@ -170,6 +170,7 @@ CHECKS: dict[str, Check] = {
     "max_images": _AT_LEAST_ONE,
     "max_pixels": _AT_LEAST_ONE,
     "max_bytes": _AT_LEAST_ONE,
+    "max_picture_pixels": _AT_LEAST_ONE,
     "log_level": _one_of("critical", "error", "warning", "info", "debug"),
 }
 

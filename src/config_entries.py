@@ -196,6 +196,7 @@ class ServeRewardsConfig:
     max_images: int = 1024  # in one request
     max_pixels: int = 134_217_728  # of all pictures of a request together
     max_bytes: int = 268_435_456  # of a request
+    max_picture_pixels: int = 4_194_304  # of one picture
     log_level: str = "warning"
 
 
