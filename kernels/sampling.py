@@ -4,7 +4,7 @@ With ``c`` the conditional logits, ``u`` the unconditional ones, ``w`` the guida
 the distribution is ``softmax((u + w * (c - u)) / tau)``; a token is the first, in the vocabulary's order, at which the
 cumulated probability exceeds the uniform. Mixing, exponentials and the cumulated sum are in float64, so that another
 implementation, another device or another way of cutting rows moves a boundary between tokens by less than 1e-13 of
-the whole and gives the same ids.
+the whole and gives the same ids; uniforms beyond `LAST_SHARE` count as that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from kernels.checks import check_draws, check_sampling
 
 # A nucleus has reached top_p when this share of top_p is missing: a tie is then a tie whatever the rounding.
 SLACK = 1e-12
+# Uniforms are taken as at most this. Sums of another order differ by up to 1e-13 of the whole, so that beyond it the
+# rounding would choose among the tokens at the end of the vocabulary, however improbable they are.
+LAST_SHARE = 1.0 - 2.0**-40
 
 
 class Draws(NamedTuple):
@@ -87,7 +90,7 @@ def sample_tokens(
     kept, limit = mass, _lowest(z, top_k, top_p)
     if limit is not None:
         kept = mass.masked_fill(z < limit, 0.0)
-    ids, total = _inverse_cdf(kept, uniform.to(logits.device))
+    ids, total = _inverse_cdf(kept, uniform.to(logits.device).clamp_max(LAST_SHARE))
     summed = kept
     if limit is not None and logp_of == "full":
         summed, total = mass, mass.sum(-1)

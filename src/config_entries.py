@@ -227,6 +227,7 @@ class ServeRewardsConfig:
     max_images: int = number_field(1024, **BATCH)  # in one request
     max_pixels: int = number_field(134_217_728, ge=1, le=2**40)  # of all pictures of a request together
     max_bytes: int = number_field(268_435_456, ge=1, le=2**40)  # of a request
+    max_picture_pixels: int = number_field(4_194_304, ge=1, le=2**40)  # of one picture
     log_level: str = "warning"
 
 

@@ -49,7 +49,7 @@ def serve_rewards(config: DictConfig) -> int:
     api = ScoringAPI(
         partial(build.served_experts, rewards, build.plugins(config)),
         rewards["experts"],
-        Limits(config.max_images, config.max_pixels, config.max_bytes),
+        Limits(config.max_images, config.max_pixels, config.max_bytes, config.max_picture_pixels),
         config.max_batch,
         config.batch_timeout if config.max_batch > 1 else 0.0,
     )
@@ -102,7 +102,7 @@ COMMAND = cli.Command(
         "host port token_file           where to listen; a token is needed for all but 127.0.0.1",
         "workers devices accelerator    processes a device",
         "max_batch batch_timeout        requests that are scored together",
-        "max_images max_pixels max_bytes timeout   what one request may ask",
+        "max_images max_pixels max_picture_pixels max_bytes timeout   what one request may ask",
     ),
 )
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_draws, check_sampling
-from kernels.sampling import Draws, truncation
+from kernels.sampling import LAST_SHARE, Draws, truncation
 from kernels.triton.device import load_block
 from kernels.triton.rows import Launch, on_device_of
 from kernels.triton.statistics import check_dtypes, contiguous_rows
@@ -27,6 +27,7 @@ SAMPLING_OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
 # The distance of "no logit here": beyond any logit's, finite, and its probability is 0.
 BEYOND = tl.constexpr(1e300)
 BEYOND_KEY = tl.constexpr(0x7E37E43C8800759C)  # its bits
+LAST = tl.constexpr(LAST_SHARE)
 
 
 def sampling_shape(vocabulary: int) -> Launch:
@@ -164,7 +165,8 @@ def sums_within(c, u, top, limit, V, w, inverse_temperature, BLOCK: tl.constexpr
 def first_beyond(c, u, top, limit, target, V, w, inverse_temperature, BLOCK: tl.constexpr, EVEN: tl.constexpr):
     """The first token at which the cumulated ``exp(-d)`` of tokens with d up to `limit` exceeds `target`.
 
-    Sums of another order may leave the target just out of reach: then the last token of any probability.
+    A target is at most `LAST_SHARE` of the whole, so that sums of another order reach it, too. NaN reaches nothing:
+    then some token of the row.
     """
     lanes = tl.arange(0, BLOCK)
     held = tl.zeros([BLOCK], tl.float64)
@@ -231,7 +233,7 @@ def sampling_kernel(
         total, moment = sums_within(c, u, top, limit, V, w, inverse_temperature, BLOCK, EVEN)
     limit = key.to(tl.float64, bitcast=True)
 
-    target = tl.load(uniform + row * uniform_n) * total
+    target = tl.minimum(tl.load(uniform + row * uniform_n), LAST) * total
     token = first_beyond(c, u, top, limit, target, V, w, inverse_temperature, BLOCK, EVEN)
     d = (top - mixed_one(c, u, token, w)) * inverse_temperature
     if FULL:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from torchmetrics import MeanMetric
 from src.phases import phase, progress
 from src.rewards.base import RewardError
 from src.rewards.experts import Answers, ExpertFacts, ExpertScores, check_scores
-from src.rewards.wire import CONTENT_TYPE, SCORE_PATH, WireError, decode_answers, decode_facts, encode_request
+from src.rewards.wire import CONTENT_TYPE, SCORE_PATH, WireError, decode_answers, decode_facts, encode_request, read_json
 from src.values import PromptRecord
 
 MAX_ANSWER = 2**26
@@ -154,7 +153,7 @@ class RemoteExperts:
                 problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
                 if status == 200:
-                    return self._understood(partial(json.loads, content))
+                    return self._understood(partial(read_json, content))
                 problem = f"HTTP {status}: {content[:300].decode(errors='replace')}"
                 if status not in TRY_AGAIN:
                     raise self._error(f"it refused the request ({problem}){_about(status)}")
@@ -176,8 +175,7 @@ class RemoteExperts:
         if settings.token is not None:
             headers["Authorization"] = f"Bearer {settings.token}"
         try:
-            connection.request("POST", parts.path.rstrip("/") + SCORE_PATH, body, headers)
-            answer = connection.getresponse()
+            answer = _exchange(connection, parts.path.rstrip("/") + SCORE_PATH, body, headers)
             content = answer.read(MAX_ANSWER + 1)
             if len(content) > MAX_ANSWER:
                 raise self._error(f"its answer has more than {MAX_ANSWER} bytes")
@@ -195,6 +193,20 @@ class RemoteExperts:
 
     def _error(self, problem: str) -> RewardServerError:
         return RewardServerError(f"remote at {self.settings.url}", problem)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+) -> http.client.HTTPResponse:
+    """POST and the head of the answer, also where a server that refuses a request closes before its body is sent."""
+    try:
+        connection.request("POST", path, body, headers)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        try:
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            raise error from None
+    return connection.getresponse()
 
 
 def is_loopback(host: str) -> bool:

@@ -4,7 +4,6 @@ Needs the extra ``[serve]``. No ``from __future__ import annotations`` here: Lit
 `decode_request` and `encode_response` to FastAPI as they stand.
 """
 
-import hmac
 import logging
 import multiprocessing
 import os
@@ -17,10 +16,11 @@ import torch
 from fastapi import Body, Response
 from fastapi.responses import JSONResponse
 from litserve import LitAPI, LitServer
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from src.rewards.base import RewardError
+from src.rewards.connections import uvicorn_settings
 from src.rewards.experts import Answers, ExpertScores, LocalExperts
+from src.rewards.guard import Admission, Guard
 from src.rewards.wire import (
     CONTENT_TYPE,
     HEALTH_PATH,
@@ -33,8 +33,6 @@ from src.rewards.wire import (
     encode_answer,
 )
 
-# Requests in flight at once: with `Limits.max_bytes` they bound what the server may hold.
-MAX_CONNECTIONS = 64
 GRACE = 5  # seconds that the end waits for answers that are still owed
 
 
@@ -74,11 +72,9 @@ class ScoringAPI(LitAPI):
     def decode_request(self, request: Annotated[bytes, Body(media_type=CONTENT_TYPE)]) -> ScoreRequest | WireError:
         """The request, or what is wrong with it: an exception would refuse all that are scored together with it."""
         try:
-            asked = decode_request(request, self.limits)
+            return decode_request(request, self.limits, self.experts.facts)
         except WireError as error:
             return error
-        unknown = [name for name in asked.names or () if name not in self.experts.experts]
-        return WireError(f"no expert {unknown[0]!r} here") if unknown else asked
 
     def predict(self, x: Any) -> Any:
         """Responses to one request or, with ``max_batch`` above 1, to a list of them (LitServe's default batch)."""
@@ -111,11 +107,11 @@ def scored_together(experts: LocalExperts, requests: Sequence[ScoreRequest]) -> 
 
     An expert that fails on all of them is asked for each alone, so that nobody's picture is another one's failure.
     """
-    names = requests[0].names or tuple(experts.facts)
+    names = tuple(experts.facts) if requests[0].names is None else requests[0].names
+    if len(requests) == 1:
+        return [experts.score(requests[0].pixels, requests[0].records, names)]
     records = [record for request in requests for record in request.records]
     whole = experts.score(torch.cat([request.pixels for request in requests]), records, names)
-    if len(requests) == 1:
-        return [whole]
     parts: list[dict[str, ExpertScores | RewardError]] = []
     first = 0
     for request in requests:
@@ -142,34 +138,6 @@ def _rows(answer: ExpertScores, first: int, last: int) -> ExpertScores:
     )
 
 
-class Guard:
-    """ASGI middleware: no request without the token is read, nor one that is no request of the protocol's kind.
-
-    The health check alone is open; it says ready or not. Without a token all may ask.
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app = app
-        self.expected = None if token is None else f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] == HEALTH_PATH):
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        # Compared in constant time: how long it takes tells nothing about how much of a guess was right.
-        if self.expected is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
-            refusal = JSONResponse({"detail": "no valid token"}, 401, {"WWW-Authenticate": "Bearer"})
-        elif scope["type"] != "http":
-            refusal = JSONResponse({"detail": "HTTP only"}, 400)
-        elif scope["method"] == "POST" and headers.get(b"content-type") != CONTENT_TYPE.encode():
-            refusal = JSONResponse({"detail": f"expected Content-Type: {CONTENT_TYPE}"}, 415)
-        else:
-            await self.app(scope, receive, send)
-            return
-        await refusal(scope, receive, send)
-
-
 def serve(
     api: ScoringAPI,
     *,
@@ -189,8 +157,7 @@ def serve(
         devices=devices,
         workers_per_device=workers,
         timeout=timeout,
-        max_payload_size=api.limits.max_bytes,
-        middlewares=[(Guard, {"token": token})],
+        middlewares=[(Guard, {"token": token, "admission": Admission(api.limits.max_bytes, patience=timeout)})],
         healthcheck_path=HEALTH_PATH,
         disable_openapi_url=True,
         restart_workers=True,
@@ -207,7 +174,7 @@ def serve(
             num_api_servers=1,
             log_level=log_level,
             generate_client_file=False,
-            limit_concurrency=MAX_CONNECTIONS,
+            **uvicorn_settings(),
         )
     except RuntimeError as error:
         raise RuntimeError(str(error) if api.failure.empty() else api.failure.get()) from error

@@ -10,9 +10,11 @@ trusts the other.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import accumulate
 from math import inf, isfinite
 from typing import Any
 
@@ -44,11 +46,15 @@ class TooLarge(WireError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a server takes in one request: images, pixels of all of them together, bytes."""
+    """What a server takes in one request: images, pixels of all of them together and of one, bytes.
+
+    Decoding takes 12 bytes a pixel asked for, and 7 a pixel of one picture.
+    """
 
     max_images: int = 1024
     max_pixels: int = 2**27
     max_bytes: int = 2**28
+    max_picture_pixels: int = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +93,49 @@ def encode_request(pixels: Tensor, records: Sequence[PromptRecord], names: Seque
     return b"".join((MAGIC, len(text).to_bytes(4, "big"), text, *files))
 
 
-def decode_request(body: bytes, limits: Limits) -> ScoreRequest:
+def decode_request(body: bytes, limits: Limits, served: Collection[str] | None = None) -> ScoreRequest:
     """The request that `encode_request` made of it.
 
-    Raises WireError for bytes that are none, TooLarge for one beyond the limits; no picture is decoded before the
-    sizes of all are known to be allowed.
+    served: the experts there are, where names are to be checked. Raises WireError for bytes that are none, TooLarge
+    for a request beyond the limits. What is cheap is checked first: no picture is decoded and no tensor made before
+    the header, the records and the size in every picture's own header are known to be right.
     """
     if len(body) > limits.max_bytes:
         raise TooLarge(f"{len(body)} bytes; this server takes max_bytes={limits.max_bytes}")
     header, rest = _header(body)
-    names = header["names"]
-    if names is not None and not _list_of(names, str):
+    names = _names(header["names"], served)
+    counts, places, (height, width) = _shape(header, limits)
+    if sum(counts) != len(rest):
+        raise WireError(f"{len(rest)} bytes of pictures, the header says {sum(counts)}")
+    records = _records(header["records"])
+    if any(not 0 <= place < len(records) for place in places):
+        raise WireError(f"header: record_of names a record that is not there ({len(records)} are)")
+    ends = list(accumulate(counts))
+    files = [rest[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    for number, file in enumerate(files):
+        with _opened(file, number, (width, height)):
+            pass
+    pixels = torch.zeros(len(counts), 3, height, width)
+    for number, file in enumerate(files):
+        pixels[number].copy_(_levels(file, number, (width, height)))
+    return ScoreRequest(pixels.div_(255.0), tuple(records[place] for place in places), names)
+
+
+def _names(names: Any, served: Collection[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not _list_of(names, str):
         raise WireError("header: names is no list of strings")
+    if not names:
+        raise WireError("header: names is empty; null asks for all experts")
+    unknown = [name for name in names if served is not None and name not in served]
+    if unknown:
+        raise WireError(f"no expert {unknown[0][:100]!r} here")
+    return tuple(names)
+
+
+def _shape(header: Mapping[str, Any], limits: Limits) -> tuple[list[int], list[int], list[int]]:
+    """Byte counts, places of records and (height, width) as the header declares them, all within the limits."""
     counts, places, size = header["bytes"], header["record_of"], header["size"]
     if not (_list_of(counts, int) and _list_of(places, int) and _list_of(size, int) and len(size) == 2):
         raise WireError("header: bytes, record_of and size are lists of numbers, size of two")
@@ -112,22 +149,16 @@ def decode_request(body: bytes, limits: Limits) -> ScoreRequest:
         raise TooLarge(f"header: a size or byte count above {MAX_NUMBER}")
     if len(counts) > limits.max_images:
         raise TooLarge(f"{len(counts)} pictures; this server takes max_images={limits.max_images}")
+    if height * width > limits.max_picture_pixels:
+        raise TooLarge(
+            f"pictures of {width} x {height}; this server takes max_picture_pixels={limits.max_picture_pixels}"
+        )
     # Without any pictures, too: a tensor of this shape is made.
     if max(1, len(counts)) * height * width > limits.max_pixels:
         raise TooLarge(
             f"{len(counts)} pictures of {width} x {height}; this server takes max_pixels={limits.max_pixels} in all"
         )
-    if sum(counts) != len(rest):
-        raise WireError(f"{len(rest)} bytes of pictures, the header says {sum(counts)}")
-    records = _records(header["records"])
-    if any(not 0 <= place < len(records) for place in places):
-        raise WireError(f"header: record_of names a record that is not there ({len(records)} are)")
-    pixels = torch.zeros(len(counts), 3, height, width)
-    start = 0
-    for number, count in enumerate(counts):
-        pixels[number] = _decoded_png(bytes(rest[start : start + count]), number, (width, height))
-        start += count
-    return ScoreRequest(pixels, tuple(records[place] for place in places), None if names is None else tuple(names))
+    return counts, places, size
 
 
 def encode_answer(
@@ -187,18 +218,27 @@ def _png(levels: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
-def _decoded_png(content: bytes, number: int, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) float32 of an RGB PNG file of `size` (width, height); the size is checked before any pixel is read."""
+@contextmanager
+def _opened(content: memoryview, number: int, size: tuple[int, int]) -> Iterator[Image.Image]:
+    """An RGB PNG file of `size` (width, height) of which the header is read, and no pixel.
+
+    Raises WireError for anything else, and for what goes wrong inside the ``with`` block.
+    """
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             if image.size != size or image.mode != "RGB":
                 raise WireError(f"picture {number}: {image.mode} of {image.size}, the header says RGB of {size}")
-            levels = np.asarray(image)
+            yield image
     except WireError:
         raise
     except Exception as error:  # whatever a decoder makes of bytes from outside
         raise WireError(f"picture {number}: no PNG file ({type(error).__name__}: {error})") from error
-    return torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 255.0
+
+
+def _levels(content: memoryview, number: int, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 of an RGB PNG file of `size` (width, height)."""
+    with _opened(content, number, size) as image:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _header(body: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -269,9 +309,20 @@ def _number(value: Any, without: float) -> float:
     return float(value)
 
 
+def read_json(text: bytes) -> Any:
+    """JSON as its standard has it: every number is finite. Raises ValueError, RecursionError."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    if not isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number
+
+
 def _json(text: bytes, what: str) -> Any:
     try:
-        return json.loads(text)
+        return read_json(text)
     except (ValueError, RecursionError) as error:
         raise WireError(f"{what}: not JSON ({error})") from error
 

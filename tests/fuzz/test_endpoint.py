@@ -16,7 +16,8 @@ from torch import Tensor
 
 from src.rewards.base import RewardExpert
 from src.rewards.experts import LocalExperts
-from src.rewards.server import Guard, ScoringAPI
+from src.rewards.guard import Admission, Guard
+from src.rewards.server import ScoringAPI
 from src.rewards.wire import CONTENT_TYPE, MAGIC, Limits, WireError, decode_answers, decode_facts, encode_request
 from src.values import PromptRecord
 from tests.fuzz.budget import MORE, fuzz
@@ -148,13 +149,16 @@ def test_the_guard(many: int | None) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         passed.append(scope["type"])
 
-    guard = Guard(app, TOKEN)
+    guard = Guard(app, TOKEN, Admission(1000))
 
     def check(scope: dict[str, Any]) -> str:
         sent: list[Any] = []
+        read: list[bool] = []
 
         async def receive() -> dict[str, Any]:
-            raise AssertionError("the body of a request was read")
+            # What is refused is answered before anything of it is read.
+            read.append(bool(sent))
+            return {"type": "http.disconnect"} if len(read) > 1 else {"type": "http.request", "body": b"x"}
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -166,13 +170,20 @@ def test_the_guard(many: int | None) -> None:
             open_to_all = scope["type"] == "lifespan" or (scope["type"], scope.get("path")) == ("http", "/health")
             assert open_to_all or with_token
             return "passed"
-        assert sent[0]["status"] in ((400, 415) if with_token else (401,))
+        if read == [False]:
+            assert with_token
+            return "gone"
+        assert all(read)
+        assert sent[0]["status"] in ((400, 411, 413, 415) if with_token else (401,))
         return f"HTTP {sent[0]['status']}"
 
     token = st.sampled_from([TOKEN, f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer {TOKEN} ", "", "Bearer"])
     header = st.tuples(
-        st.sampled_from([b"authorization", b"content-type", b"x"]),
-        token.map(str.encode) | st.binary(max_size=9) | st.just(CONTENT_TYPE.encode()),
+        st.sampled_from([b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"x"]),
+        token.map(str.encode)
+        | st.binary(max_size=9)
+        | st.just(CONTENT_TYPE.encode())
+        | st.sampled_from([b"0", b"1", b"1001", b"9" * 5000, b"-1"]),
     )
     scopes = st.fixed_dictionaries(
         {

@@ -12,6 +12,9 @@ from tests.kernels.problems import draw
 
 LAST_UNIFORM = 1.0 - 2.0**-53  # the largest float64 below 1
 
+# 0, the smallest of the noise and of all numbers, both sides of the last share that is told apart, the largest.
+EXTREME_UNIFORMS = (0.0, 2.0**-53, 5e-324, 1.0 - 2.0**-39, 1.0 - 2.0**-41, 1.0 - 2.0**-50, LAST_UNIFORM)
+
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 0.7},

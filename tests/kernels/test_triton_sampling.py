@@ -16,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels import Draws, Operations, sample_tokens
 from kernels.triton import sampling
 from kernels.triton.rows import Launch
-from tests.kernels.sampling_cases import LAST_UNIFORM, SETTINGS, evenly, inputs, name_of, probabilities
+from tests.kernels.sampling_cases import (
+    EXTREME_UNIFORMS,
+    LAST_UNIFORM,
+    SETTINGS,
+    evenly,
+    inputs,
+    name_of,
+    probabilities,
+)
 
 
 def check(ops: Operations, case: dict[str, Tensor], **setting: Any) -> Draws:
@@ -119,6 +127,46 @@ def test_logits_of_80_and_uniforms_at_both_ends(triton_ops: Operations, setting:
     # At the upper end masses below a rounding of the sum are no one's; here the last token's is not.
     near = {name: x / 80 for name, x in case.items()}
     check(triton_ops, near | {"uniform": torch.full((5,), LAST_UNIFORM, dtype=torch.float64)}, **setting)
+
+
+def test_extreme_uniforms_give_the_ids_of_torch(triton_ops: Operations) -> None:
+    """Also where tokens at the vocabulary's end have less than a rounding of the whole: sums of two orders disagree."""
+    truncated = ({"top_k": 9}, {"top_p": 1 - 1e-9}, {"guidance_scale": 5.0, "top_k": 12, "top_p": 0.9999999})
+    for v, seeds, spread, settings_ in (
+        (2, 10, 30.0, [{}]),
+        (17, 40, 20.0, [{}, {"guidance_scale": 5.0, "temperature": 0.7}]),
+        (17, 5, 20.0, truncated),
+        (40, 8, 60.0, [{}]),
+        (1025, 5, 20.0, [{}]),
+    ):
+        drawn = [inputs(1, v, seed=seed, spread=spread) for seed in range(seeds)]
+        rows = {
+            name: torch.cat([case[name] for case in drawn for _ in EXTREME_UNIFORMS])
+            for name in ("logits", "unconditional")
+        }
+        uniform = torch.tensor(EXTREME_UNIFORMS, dtype=torch.float64).repeat(seeds)
+        for setting in settings_:
+            check(triton_ops, rows | {"uniform": uniform}, **setting)
+
+
+def test_uniforms_at_the_boundaries_between_tokens(triton_ops: Operations) -> None:
+    """Where sums are exact the ids are equal at every boundary; where they are rounded, a little beside it."""
+    for possible in (1, 2, 8, 13):
+        logits = torch.full((possible, 17), -1e4)
+        logits[:, [*range(16, 16 - 2 * possible, -2)] if possible < 9 else slice(2, 15)] = 0.3
+        at = torch.arange(possible, dtype=torch.float64) / possible
+        for setting in ({}, {"top_k": possible}, {"top_p": 1 - 1e-9}):
+            check(triton_ops, {"logits": logits, "uniform": at}, **setting)
+    for seed in range(10):
+        case = inputs(1, 17, seed=seed)
+        mass = (case["logits"].double() - case["logits"].double().amax()).exp()[0].cumsum(0)
+        edges = (mass / mass[-1])[:-1]
+        rows = {"logits": case["logits"].expand(16, -1).contiguous()}
+        for beside, token in ((1 - 1e-11, 0), (1 + 1e-11, 1)):
+            drawn = check(triton_ops, rows | {"uniform": edges * beside})
+            assert drawn.ids.tolist() == [place + token for place in range(16)]
+        at = triton_ops.sample_tokens(**rows, uniform=edges).ids
+        assert all(got in (place, place + 1) for place, got in enumerate(at.tolist()))
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, LAST_UNIFORM])

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from src.rewards.base import RewardError
 from src.rewards.experts import LocalExperts
-from src.rewards.server import Guard, ScoringAPI, scored_together
+from src.rewards.guard import Admission, Guard
+from src.rewards.server import ScoringAPI, scored_together
 from src.rewards.wire import CONTENT_TYPE, Limits, ScoreRequest, decode_answers, encode_request
 from src.values import PromptRecord
 from tests.rewards.toy import Brightness, NamedChannel, about, flat_images
@@ -21,6 +22,7 @@ from tests.rewards.toy import Brightness, NamedChannel, about, flat_images
 PIXELS = flat_images((0.4, 0.2, 0.0), (1.0, 1.0, 1.0), (0.0, 0.2, 0.0))
 RECORDS = (about("red"), about("cat"), about("green"))
 TOKEN = "a-token-of-some-length"
+GOOD = {"content_type": CONTENT_TYPE, "content_length": "5"}
 
 
 class Picky(Brightness):
@@ -131,23 +133,30 @@ def test_seconds_are_shared_out() -> None:
 def through(
     token: str | None, *, path: str = "/score", method: str = "POST", kind: str = "http", **headers: str
 ) -> Any:
-    """The status the guard answers with, "through" where it hands on; it may not read the body itself."""
+    """The status the guard answers with, "through" where it hands on; the body of what it refuses is not waited for."""
     reached: list[str] = []
     sent: list[Any] = []
+    answered: list[bool] = []  # at each time that the body was asked for
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         reached.append("through")
 
     async def receive() -> Any:
-        raise AssertionError("the guard read the body")
+        answered.append(bool(sent) and bool(sent[-1].get("body")))
+        if len(answered) > 1:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"12345", "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     scope = {"type": kind, "path": path, "method": method, "headers": raw}
-    asyncio.run(Guard(app, token)(scope, receive, send))
-    return reached[0] if reached else sent[0]["status"]
+    asyncio.run(Guard(app, token, Admission(100))(scope, receive, send))
+    if reached:
+        return reached[0]
+    assert all(answered), "the guard waited for the body of what it refused"
+    return sent[0]["status"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +173,7 @@ def through(
     ],
 )
 def test_the_token_has_to_be_the_very_one(authorization: str | None, expected: Any) -> None:
-    headers = {"content_type": CONTENT_TYPE} | ({} if authorization is None else {"authorization": authorization})
+    headers = GOOD | ({} if authorization is None else {"authorization": authorization})
     assert through(TOKEN, **headers) == expected
 
 
@@ -175,17 +184,22 @@ def test_everything_but_the_health_check_needs_the_token(path: str) -> None:
 
 
 def test_without_a_token_all_may_ask_in_the_protocols_kind() -> None:
-    assert through(None, content_type=CONTENT_TYPE) == "through"
+    assert through(None, **GOOD) == "through"
+    assert through(None, **GOOD | {"content_length": "0"}) == 400
+    assert through(None, **GOOD | {"content_length": "101"}) == 413
+    assert through(None, **GOOD | {"content_length": "-1"}) == 411
+    assert through(None, **GOOD | {"transfer_encoding": "chunked"}) == 411
+    assert through(None, content_type=CONTENT_TYPE) == 411
     assert through(None, content_type="application/json") == 415
     assert through(None) == 415
     assert through(None, method="GET") == "through"
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.rewards import server
+    from src.rewards import guard
 
     compared: list[tuple[bytes, bytes]] = []
-    monkeypatch.setattr(server.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
     assert through(TOKEN, authorization="Bearer x") == 401
     assert compared == [(b"Bearer x", f"Bearer {TOKEN}".encode())]
 

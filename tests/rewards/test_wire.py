@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import fields, replace
 from io import BytesIO
@@ -133,6 +135,10 @@ def bomb(width: int, height: int) -> bytes:
         ({"header": {"extra": 1}}, "expected an object with"),
         ({"header": {"names": "shapes"}}, "names is no list"),
         ({"header": {"names": [1]}}, "names is no list"),
+        ({"header": {"names": []}}, "names is empty; null asks for all"),
+        ({"header": {"records": [{"prompt": "a", "scene": {"x": NAN}}]}}, "not JSON .*NaN is not a finite number"),
+        ({"header": {"records": [{"prompt": "a", "scene": {"x": -INF}}]}}, "not JSON .*-Infinity is not a finite"),
+        ({"header": {"size": [NAN, 2]}}, "not JSON .*NaN is not a finite number"),
         ({"header": {"record_of": [0]}}, "2 pictures but 1 records"),
         ({"header": {"record_of": [0, 1]}}, "record_of names a record that is not there"),
         ({"header": {"record_of": [0, -1]}}, "record_of names a record that is not there"),
@@ -164,6 +170,7 @@ def test_what_is_no_request_is_refused(parts: dict[str, Any], problem: str) -> N
     [
         (Limits(max_images=1), "2 pictures; this server takes max_images=1"),
         (Limits(max_pixels=7), "2 pictures of 2 x 2; this server takes max_pixels=7 in all"),
+        (Limits(max_picture_pixels=3), "pictures of 2 x 2; this server takes max_picture_pixels=3"),
         (Limits(max_bytes=100), "bytes; this server takes max_bytes=100"),
     ],
 )
@@ -184,8 +191,54 @@ def test_no_tensor_is_made_beyond_the_limits(size: list[int], pictures: int, mon
     monkeypatch.setattr(wire.torch, "zeros", made)
     header = {"names": None, "records": [{"prompt": "x"}], "record_of": [0] * pictures, "bytes": [1] * pictures}
     text = json.dumps(header | {"size": size}).encode()
-    with pytest.raises(TooLarge, match=r"max_pixels|size or byte count"):
+    with pytest.raises(TooLarge, match=r"max_pixels|max_picture_pixels|size or byte count"):
         decode_request(wire.MAGIC + len(text).to_bytes(4, "big") + text + b"x" * pictures, Limits())
+
+
+def test_a_number_too_large_for_a_float_is_refused() -> None:
+    text = b'{"names": null, "records": [{"prompt": "x", "scene": {"y": 1e999}}], "record_of": [], "bytes": [], "size": [2, 2]}'
+    with pytest.raises(WireError, match="not JSON .*1e999 is not a finite number"):
+        decode_request(wire.MAGIC + len(text).to_bytes(4, "big") + text, Limits())
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ({"header": {"names": ["b"]}}, "no expert 'b' here"),
+        ({"header": {"records": [{"prompt": ""}]}}, "record 0: field 'prompt'"),
+        ({"header": {"bytes": [len(png()), len(png((3, 2)))]}, "files": png() + png((3, 2))}, "picture 1: RGB of"),
+        ({"header": {"bytes": [len(png()), 5]}, "files": png() + b"hello"}, "picture 1: no PNG file"),
+    ],
+)
+def test_what_is_cheap_is_checked_before_a_picture_is_decoded(
+    parts: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: Any, **__: Any) -> None:
+        raise AssertionError("made")
+
+    monkeypatch.setattr(wire.torch, "zeros", made)
+    monkeypatch.setattr(wire.np, "array", made)
+    with pytest.raises(WireError, match=problem):
+        decode_request(request_of(**parts), Limits(), ("a",))
+
+
+def test_memory_is_that_of_the_pixels_asked_for() -> None:
+    """12 bytes a pixel and one picture's own, in a process that does nothing else."""
+    size, pictures = 1024, 24
+    asked = pictures * size**2
+    script = f"""
+import resource, sys
+from tests.rewards.test_wire import png, request_of
+from src.rewards import wire
+file = png(({size}, {size}))
+header = {{"bytes": [len(file)] * {pictures}, "record_of": [0] * {pictures}, "size": [{size}, {size}]}}
+body = request_of(header=header, files=file * {pictures})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+wire.decode_request(body, wire.Limits())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 12 * asked + 16 * size**2 + 2**23
 
 
 def test_byte_counts_too_long_for_a_message_are_refused() -> None:
@@ -201,7 +254,7 @@ def test_no_picture_is_opened_beyond_the_limits(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(wire.Image, "open", opened)
     file = bomb(2**14, 2**14)
-    with pytest.raises(TooLarge, match="max_pixels"):
+    with pytest.raises(TooLarge, match="max_picture_pixels"):
         decode_request(
             request_of(**two(file) | {"header": {"bytes": [len(file)] * 2, "size": [2**14, 2**14]}}), Limits()
         )
