@@ -236,9 +236,9 @@ def _check_shapes(field: Field) -> None:
     adapters = [contestant for contestant in field.contestants if contestant.adapter is not None]
     if not adapters or field.model.get("_target_") != JANUS:
         return
+    from src.policies.adapter_files import check_adapter_directory, check_adapter_fits
     from src.policies.checkpoint import open_checkpoint
     from src.policies.load import find_checkpoint
-    from src.policies.adapter_files import check_adapter_directory, check_adapter_fits
 
     try:
         checkpoint = open_checkpoint(find_checkpoint(field.model["path"], None))

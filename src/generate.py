@@ -206,9 +206,10 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
 
         from src.policies.weight_files import CheckpointError, check_finite
 
-        weights = {name.removeprefix("policy."): value for name, value in load_file(str(chosen["weights"])).items()}
+        stored = load_file(str(chosen["weights"]))
+        weights = {name.removeprefix("policy."): value for name, value in stored.items()}
         try:
-            check_finite(weights, chosen["weights"])
+            check_finite(stored, chosen["weights"])
             foreign = policy.load_state_dict(weights, strict=False).unexpected_keys
             if foreign:
                 raise RuntimeError(f"{len(foreign)} weights have no place in it, such as {foreign[0]}")

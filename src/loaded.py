@@ -52,8 +52,8 @@ def reference_note(config: DictConfig, needs_reference: bool) -> str | None:
     base = config.model.get("path")
     words = [f"adapter={adapter}", *([] if base is None else [f"base={base}"]), f"out={merged}", "merge=true"]
     return (
-        f"model.adapter={adapter}: training goes on from it (its own rank, alpha and targets, not model.lora's), and the"
-        " reference is the base without it: the KL starts at their distance, not at 0.\n"
+        f"model.adapter={adapter}: training goes on from it (with its own rank, alpha and targets, not model.lora's);"
+        " the reference is the base without it, so the KL starts at their distance, not at 0.\n"
         "To have the adapter as reference, merge it and train a fresh one on the result:\n"
         f"  python -m src.export {shlex.join(words)}\n"
         "  and this command again with"

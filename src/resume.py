@@ -119,7 +119,7 @@ def finished_batches(checkpoint: Path) -> int:
 
 
 def refuse_other_weights(checkpoint: Path, trained: dict[str, Tensor]) -> None:
-    """Raise UserError unless `checkpoint` holds just the parameters that are trained now, in their shapes, as numbers."""
+    """Raise UserError unless `checkpoint` holds just the parameters that are trained now, and no NaN."""
     state = checkpoint_state(checkpoint)["state_dict"]
     held = {name: tuple(value.shape) for name, value in state.items()}
     wanted = {name: tuple(value.shape) for name, value in trained.items()}

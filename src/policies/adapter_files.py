@@ -29,12 +29,13 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
 _KNOWN = frozenset(
     "r lora_alpha rank_pattern alpha_pattern use_rslora lora_dropout init_lora_weights task_type target_modules"
     " exclude_modules layers_to_transform layers_pattern peft_type auto_mapping peft_version base_model_name_or_path"
-    " revision inference_mode megatron_config megatron_core qalora_group_size ensure_weight_tying runtime_config".split()
+    " revision inference_mode megatron_config megatron_core qalora_group_size ensure_weight_tying"
+    " runtime_config".split()
 )
-_NEUTRAL = (None, False, [], {}, "none")
+_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "none")
 _ELSEWHERE = (
-    "only plain LoRA is applied alike by rollout, training and reference; train a plain one, or where PEFT can merge it"
-    " (merge_and_unload), give the merged checkpoint as model.path"
+    "only plain LoRA is applied alike by rollout, training and reference; train a plain one, or, where PEFT can merge"
+    " it (merge_and_unload), give the merged checkpoint as model.path"
 )
 
 

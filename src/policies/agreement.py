@@ -91,7 +91,7 @@ def fixed_tokens(janus: Any, level: str) -> tuple[TokenContext, Tensor]:
 
 
 def module_logps(janus: Any, level: str, context: TokenContext, ids: Tensor) -> Tensor:
-    """Log-probs (N, T, V) float32 through the modules as transformers and PEFT call them, one unpadded row at a time."""
+    """Log-probs (N, T, V) float32 through the modules as transformers and PEFT call them, one row at a time."""
     text, rows = janus.get_input_embeddings(), []
     for prompt, keep, row in zip(context.ids, context.mask, ids, strict=True):
         before = row[:-1]

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from src.policies.lora import PROJECTIONS
 from tests.policies.tiny import tiny_janus
 
 OURS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
-# What `LoraConfig` is made with. Honoured: rollout, training, reference, merge and export give what PEFT's forward gives.
+# What `LoraConfig` is made with. Honoured: all paths give what PEFT's own forward gives.
 HONOURED: dict[str, dict[str, Any]] = {
     "plain": {},
     "some projections": {"target_modules": r".*language_model.*\.(q_proj|down_proj)"},

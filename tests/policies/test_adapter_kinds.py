@@ -1,4 +1,4 @@
-"""Every kind of adapter is what plain PEFT makes of it, in rollout, training, reference, merge and export, or refused."""
+"""Every kind of adapter is what plain PEFT makes of it: rollout, training, reference, merge, export; or refused."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_beside_each_other_on_one_base(folders: dict[str, Path], base: Path, mer
                 torch.testing.assert_close(stepwise_logps(decoder, level, context, ids), wanted, atol=CLOSE, rtol=0)
     with base_decoder(policy) as decoder, adapters_off(policy.adapter):
         check_decoder(decoder, policy.decoding_janus, "base")
-    with pytest.raises(ValueError, match="has adapters on model.generation_aligner"):
+    with pytest.raises(ValueError, match=r"has adapters on model\.generation_aligner"):
         add_adapter(policy, folders["aligner"], "refused")
 
 
@@ -322,5 +322,5 @@ def test_a_damaged_file_is_told_with_its_path(folders: dict[str, Path], tmp_path
     folder = tmp_path / "adapter"
     shutil.copytree(folders["plain"], folder)
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 40)
-    with pytest.raises(ValueError, match="model.adapter=.*adapter: damaged"):
+    with pytest.raises(ValueError, match=r"model\.adapter=.*adapter: damaged"):
         check_adapter_tensors(folder)

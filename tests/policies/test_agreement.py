@@ -140,9 +140,9 @@ def test_a_decoder_and_a_merged_model_are_held_to_their_modules() -> None:
     policy = tiny_policy()
     beside = fixed_logps(policy.janus)
     check_decoder(policy.decoder(), policy.janus, "x")
-    with policy.reference() as decoder, pytest.raises(Disagreement, match="^x: the rollout"):
+    with policy.reference() as decoder, pytest.raises(Disagreement, match=r"^x: the rollout"):
         check_decoder(decoder, policy.janus, "x")
-    with pytest.raises(Disagreement, match="^x: the merged model"):
+    with pytest.raises(Disagreement, match=r"^x: the merged model"):
         check_merged(beside, tiny_janus(), "x")
     check_merged(beside, policy.adapter.merge_and_unload(), "x")
 
@@ -163,7 +163,7 @@ def test_a_base_with_nan_is_named(part: str, value: float) -> None:
 
 
 def test_it_takes_a_second_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three forward passes of 11 tokens a row and level beside the decoding: small in any size, and no cache is kept."""
+    """Forward passes of 10 tokens a row and level, beside the decoding: small in any size, and no cache is kept."""
     policy = load_janus(EMBEDDED, lora={})
     draw_adapter(policy, 0.05)
     tokens: list[int] = []

@@ -15,8 +15,10 @@ TrainingContext = Callable[[], AbstractContextManager[Any]]
 
 
 class CheckLoaded(Callback):
-    """Calls `check` with the policy, and with what a training pass runs under, before anything is sampled: the policy is
-    on its device, cut or copied as the strategy asks for, a checkpoint's weights are in it. What is raised ends the run.
+    """Calls `check` with the policy, and with what a training pass runs under, before anything is sampled.
+
+    The policy is on its device by then, cut or copied as the strategy asks for, and has a checkpoint's weights. What
+    is raised ends the run.
     """
 
     def __init__(self, check: Callable[[Any, TrainingContext], None]) -> None:
