@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,29 @@ def load(field: Field) -> Policy:
                 check_weights_fit(policy, contestant.weights)
         except ValueError as error:
             raise UserError(f"{contestant.name}: {error}") from error
+    check_contestants(policy, field)
     return policy
+
+
+def check_contestants(policy: Any, field: Field) -> None:
+    """Hold the decoder of each contestant to the own forward of its modules; other policies than Janus are left out.
+
+    Raises:
+        UserError: naming the contestant that would not be evaluated as what it is.
+    """
+    from src.policies.agreement import Disagreement, check_decoder
+    from src.policies.janus import JanusPolicy
+    from src.policies.lora import adapters_off
+
+    if not isinstance(policy, JanusPolicy) or policy.adapter is None:
+        return
+    for number, contestant in enumerate(field.contestants):
+        off = nullcontext() if contestant.adapter is not None else adapters_off(policy.adapter)
+        try:
+            with decoder_of(policy, field, number) as decoder, off:
+                check_decoder(decoder, policy.decoding_janus, contestant.name)
+        except Disagreement as error:
+            raise UserError(str(error)) from error
 
 
 @contextmanager
@@ -214,9 +236,9 @@ def _check_shapes(field: Field) -> None:
     adapters = [contestant for contestant in field.contestants if contestant.adapter is not None]
     if not adapters or field.model.get("_target_") != JANUS:
         return
+    from src.policies.adapter_files import check_adapter_directory, check_adapter_fits
     from src.policies.checkpoint import open_checkpoint
     from src.policies.load import find_checkpoint
-    from src.policies.lora import check_adapter_directory, check_adapter_fits
 
     try:
         checkpoint = open_checkpoint(find_checkpoint(field.model["path"], None))

@@ -250,10 +250,13 @@ def _own_names(weights: Path) -> dict[str, Any]:
     """A run's trained weights by their names in the transformers model."""
     from safetensors.torch import load_file
 
+    from src.policies.weight_files import check_finite
+
     loaded = load_file(str(weights))
     foreign = [name for name in loaded if not name.startswith(NETWORK)]
     if foreign:
         raise UserError(f"{weights}: {foreign[0]} is no weight of a Janus policy; this run cannot be exported")
+    check_finite(loaded, weights)
     return {name.removeprefix(NETWORK): value for name, value in loaded.items()}
 
 

@@ -188,11 +188,12 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     """The policy, on this process's device, its trained weights put in.
 
     Raises:
-        UserError: for a checkpoint, adapter or weights that cannot be used together.
+        UserError: for a checkpoint, adapter or weights that cannot be used together, or that hold NaN.
     """
     from omegaconf import OmegaConf
 
     from src import build
+    from src.loaded import check_loaded
 
     # Without an adapter or weights of its own a fresh LoRA stands in: it changes nothing, and no copy is made.
     model = dict(chosen["model"])
@@ -203,14 +204,22 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     if chosen["weights"] is not None:
         from safetensors.torch import load_file
 
-        weights = {name.removeprefix("policy."): value for name, value in load_file(str(chosen["weights"])).items()}
+        from src.policies.weight_files import CheckpointError, check_finite
+
+        stored = load_file(str(chosen["weights"]))
+        weights = {name.removeprefix("policy."): value for name, value in stored.items()}
         try:
+            check_finite(stored, chosen["weights"])
             foreign = policy.load_state_dict(weights, strict=False).unexpected_keys
             if foreign:
                 raise RuntimeError(f"{len(foreign)} weights have no place in it, such as {foreign[0]}")
+        except CheckpointError as error:
+            raise UserError(str(error)) from error
         except RuntimeError as error:
             raise UserError(f"{chosen['weights']}: does not fit model.path={model['path']}: {error}") from error
-    return policy.to(build.device()).eval()
+    policy = policy.to(build.device()).eval()
+    check_loaded(policy, model, chosen["weights"])
+    return policy
 
 
 def rollout_key(seed: int, prompt: str, rollout: int, candidate: int = 0) -> Any:

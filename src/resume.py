@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.config import UserError
 from src.masking import masked
+from src.policies.weight_files import CheckpointError, check_finite
 from src.training.console import say
 from src.training.run_folder import RunFolder, newest_unfinished, write_text
 from src.training.sound_files import checksum_path, damage
@@ -118,8 +119,9 @@ def finished_batches(checkpoint: Path) -> int:
 
 
 def refuse_other_weights(checkpoint: Path, trained: dict[str, Tensor]) -> None:
-    """Raise UserError unless `checkpoint` holds just the parameters that are trained now, in their shapes."""
-    held = {name: tuple(value.shape) for name, value in checkpoint_state(checkpoint)["state_dict"].items()}
+    """Raise UserError unless `checkpoint` holds just the parameters that are trained now, and no NaN."""
+    state = checkpoint_state(checkpoint)["state_dict"]
+    held = {name: tuple(value.shape) for name, value in state.items()}
     wanted = {name: tuple(value.shape) for name, value in trained.items()}
     if held != wanted:
         name = next(n for n in {**wanted, **held} if held.get(n) != wanted.get(n))
@@ -127,6 +129,10 @@ def refuse_other_weights(checkpoint: Path, trained: dict[str, Tensor]) -> None:
             f"resume: {checkpoint} holds other weights than are trained now ({name}: {held.get(name, 'absent')} there,"
             f" {wanted.get(name, 'absent')} now); resume.allow_changes=true cannot bridge that: keep model.*"
         )
+    try:
+        check_finite(state, f"resume={checkpoint}")
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
 
 
 def check_settings(folder: RunFolder, config: DictConfig) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import build
 from src.config import UserError
+from src.loaded import check_loaded, reference_note
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts, dataset_facts
 from src.masking import masked
@@ -26,6 +27,7 @@ from src.preflight import fit_to_memory
 from src.resume import check_settings, finished_batches, refuse_other_weights
 from src.training.callbacks import (
     BestByValidation,
+    CheckLoaded,
     GracefulStop,
     ResumableCheckpoint,
     RewardWatch,
@@ -36,6 +38,7 @@ from src.training.callbacks import (
 )
 from src.training.callbacks.report import spread
 from src.training.checkpoint_io import SoundCheckpointIO
+from src.training.console import say
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware, reset_peak_memory
@@ -83,7 +86,9 @@ class Session:
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
         rank_watch = RankWatch(config.watchdog.rank_seconds, folder.what_is_left)
-        callbacks.insert(0, rank_watch)
+        model = build.plain(config.model)
+        checked = CheckLoaded(lambda policy, training: check_loaded(policy, model, checkpoint, training))
+        callbacks[:0] = [rank_watch, checked]
         trainer = _trainer(config, folder, callbacks, loggers, SoundCheckpointIO(checkpoint))
         prompts, ranks = config.rollout.prompts_per_step, trainer.world_size
         if prompts % ranks:
@@ -99,6 +104,9 @@ class Session:
         if trainer.is_global_zero:
             write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(masked(facts.config))))
         log_parameters(loggers, facts)
+        note = reference_note(config, module.collecting.reference)
+        if note is not None and checkpoint is None:
+            say(note)
         watchdog = Watchdog(config.watchdog.seconds, folder.what_is_left)
         return cls(trainer, module, data, report, stop, loop, watchdog, rank_watch)
 

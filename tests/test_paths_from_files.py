@@ -18,7 +18,7 @@ from src.contestants import Contestant
 from src.export import locate_source
 from src.loggers.store import CREDENTIALS, noted_uri
 from src.model_card import CardFacts, complete_card
-from src.policies.lora import check_adapter_directory
+from src.policies.adapter_files import check_adapter_directory
 from src.policies.weight_files import CheckpointError, could_be_path, weight_files
 from src.training.run_folder import RunFolder, leads_out, newest_unfinished
 from src.training.sound_files import damage

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.policies.agreement import check_merged, fixed_logps
 from src.policies.checkpoint import ORIGINAL, TRANSFORMERS, JanusCheckpoint, layout_of, open_checkpoint
 from src.policies.lora import load_lora
 from src.policies.original_config import has_presets, write_config
@@ -70,7 +71,7 @@ def write_adapter(adapter: Path, base: Path, out: Path, names: PageNames = PageN
     Raises:
         CheckpointError, ValueError: for a base that cannot be loaded, an adapter that does not fit it.
     """
-    load_lora(load_base(base), adapter, trainable=False)
+    load_lora(load_base(base), adapter, trainable=False, anywhere=True)
     shutil.copyfile(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = names.base or str(base.resolve())
@@ -91,12 +92,19 @@ def write_merged(
     """A whole checkpoint with the adapter merged into it.
 
     Each update is added in float32 and the sum cast once, layer by layer, so that a 7B base in bf16 needs no
-    second copy. dtype: of the result; auto keeps the base's. layout: of the result, whatever the base's.
+    second copy. An adapter may stand on any module here. dtype: of the result; auto keeps the base's. layout: of the
+    result, whatever the base's.
+
+    Raises:
+        CheckpointError, ValueError: as `write_adapter`, and if the merged model does not do what the two did.
     """
     checkpoint = open_checkpoint(base)
-    tuned = load_lora(checkpoint.model(checkpoint.dtype), adapter, trainable=False)
+    tuned: Any = load_lora(checkpoint.model(checkpoint.dtype), adapter, trainable=False, anywhere=True)
+    beside = fixed_logps(tuned.base_model.model)
     merge_layers(tuned)
-    _write_model(tuned.unload(), checkpoint, out, dtype, layout, names)
+    merged = tuned.unload()
+    check_merged(beside, merged, f"adapter={adapter}")
+    _write_model(merged, checkpoint, out, dtype, layout, names)
 
 
 def write_trained(

@@ -16,7 +16,7 @@ from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
 from src.policies.decoder import DecoderKeeper, JanusDecoder, features, head
 from src.policies.decoding_copy import DecodingCopy, decoding_copy, round_frozen
-from src.policies.lora import LoraSettings, attach_lora, load_lora
+from src.policies.lora import LoraSettings, adapters_off, attach_lora, load_lora
 from src.policies.sharded import ShardedWeights
 from src.policies.snapshot import check_names, copy_of, lent, trained_parameters, write
 from src.sharding import whole
@@ -97,6 +97,11 @@ class JanusPolicy(nn.Module):
         return self.network if self._copy is None else self._copy.network
 
     @property
+    def decoding_janus(self) -> JanusForConditionalGeneration:
+        """The transformers model whose weights decode: the trained one, or its copy; adapters included."""
+        return plain_janus(self._decoding)
+
+    @property
     def device(self) -> torch.device:
         return self.janus.lm_head.weight.device
 
@@ -147,7 +152,7 @@ class JanusPolicy(nn.Module):
 
     def decoder(self) -> JanusDecoder:
         """The weights as they are now; unmerged, one decoder that lives as long as the weights stay where they are."""
-        return self._keeper.decoder(plain_janus(self._decoding), self.engine, self.merge_rollout)
+        return self._keeper.decoder(self.decoding_janus, self.engine, self.merge_rollout)
 
     def release_cache(self) -> None:
         """Give back what is kept from one rollout to the next; it is made anew when needed."""
@@ -172,8 +177,23 @@ class JanusPolicy(nn.Module):
             with lent(self._decoding_weights(), self._reference_adapter):
                 yield self.decoder()
         else:
-            with self._keeper.frozen(plain_janus(self._decoding), self.engine, self.merge_rollout) as decoder:
+            with self._keeper.frozen(self.decoding_janus, self.engine, self.merge_rollout) as decoder:
                 yield decoder
+
+    @contextmanager
+    def reference_janus(self) -> Iterator[JanusForConditionalGeneration]:
+        """The transformers model whose own forward is the reference's inside the block: what `reference` is held to."""
+        if self._reference:
+            yield self._reference[0]
+        elif self._sharded is not None and self._reference_parts:
+            with self._sharded.lent(self._reference_parts):
+                yield self._sharded.copy.network
+        elif self._reference_adapter:
+            with lent(self._decoding_weights(), self._reference_adapter):
+                yield self.decoding_janus
+        else:
+            with adapters_off(self._decoding):
+                yield self.decoding_janus
 
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
         """See `Shardable`. With LoRA the weights keep their dtypes, whatever `dtype` is: adapters are float32."""

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from src.hub import WeightsNotFound, find_directory
+from src.policies.adapter_files import check_adapter_directory, check_adapter_fits
 from src.policies.checkpoint import check_janus_directory, open_checkpoint
 from src.policies.janus import JanusPolicy
-from src.policies.lora import LoraSettings, check_adapter_directory, check_adapter_fits
+from src.policies.lora import LoraSettings
 from src.policies.weight_files import CheckpointError
 
 # What is downloaded of a repository: weights, configs, tokenizer, chat templates; never code.

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from src.policies.adapter_files import (
+    HONOURED,
+    PROJECTIONS,
+    TENSORS,
+    UNUSED,
+    check_adapter_directory,
+    check_adapter_tensors,
+    unused_modules,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_NAME = "default"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,82 +56,34 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
         target_modules=target_pattern(settings.targets),
         bias="none",
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
+    attached: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+    # PEFT's own layers come in training mode, with dropout: training's log-probs would not be the sampler's.
+    return attached.eval()
 
 
-def check_adapter_directory(path: Path) -> None:
-    """Raise ValueError, before anything is loaded, unless `path` holds the two files of a PEFT adapter."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        # PEFT would look for a missing file on a model hub.
-        if not (path / name).is_file():
-            raise ValueError(f"model.adapter={path}: no {name} there; give a folder written by PEFT")
-    _check_plain_lora(path / "adapter_config.json")
+def load_lora(model: nn.Module, path: Path, trainable: bool = True, anywhere: bool = False) -> PeftModel:
+    """Put the adapter saved at `path` on `model`, in eval mode.
 
+    What has no part in painting (the vision tower) stays frozen, dropout is set to 0; both are said if `trainable`.
 
-def _check_plain_lora(file: Path) -> None:
-    """Raise ValueError for an adapter of another kind, and for settings by which PEFT would import or unpickle.
-
-    ``megatron_config`` makes it import the module that ``megatron_core`` names; the initialisations beside the usual
-    ones run on the base model and may read pickled caches from paths in the config.
-    """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); the adapter is damaged") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{file}: peft_type={kind}: expected LORA, the only kind of adapter that is trained here")
-    if config.get("megatron_config") is not None:
-        raise ValueError(f"{file}: megatron_config names code to import; remove it, Janus has no Megatron layers")
-    start = config.get("init_lora_weights")
-    if not (start is None or isinstance(start, bool) or start == "gaussian"):
-        raise ValueError(
-            f"{file}: init_lora_weights={start}: changes the base model when it is loaded; convert the adapter to a"
-            " plain one with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
-        )
-
-
-def check_adapter_fits(adapter: Path, shapes: Mapping[str, Sequence[int]], base: Path) -> None:
-    """Raise ValueError where an adapter's shapes are not those of its base's weights.
-
-    Reads the adapter's header only. A layer the base does not have is left to `load_lora`.
-
-    shapes: of the base's weights by transformers' names. base: its directory, for the message.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(adapter / "adapter_model.safetensors"), "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118
-                layer, found, _ = key.removeprefix("base_model.model.").partition(".lora_")
-                weight = shapes.get(f"{layer}.weight")
-                if not found or weight is None:
-                    continue
-                # A reads the layer's input, B writes its output.
-                axis = 1 if ".lora_A." in key else 0
-                has = opened.get_slice(key).get_shape()[axis]
-                if has != weight[axis]:
-                    raise ValueError(
-                        f"model.adapter={adapter}: does not fit the base model: {key} is made for a width of {has},"
-                        f" {base} has {weight[axis]}"
-                    )
-    except SafetensorError as error:
-        raise ValueError(f"model.adapter={adapter}: damaged: {error}") from error
-
-
-def load_lora(model: nn.Module, path: Path, trainable: bool = True) -> PeftModel:
-    """Put the adapter saved at `path` on `model`.
+    anywhere: take adapters on any module. For merging only: rollouts and training would ignore some.
 
     Raises:
-        ValueError: if `path` holds no adapter or one whose keys or shapes do not fit `model`.
+        ValueError: if `path` holds no adapter, one of a kind that is not honoured everywhere, one that holds NaN, or
+            one whose keys or shapes do not fit `model`.
     """
     from peft import PeftModel
 
-    return _fitting(
+    loaded = _fitting(
         path,
         ADAPTER_NAME,
         lambda: PeftModel.from_pretrained(model, str(path), is_trainable=trainable),  # type: ignore[arg-type]
+        anywhere,
     )
+    if trainable:
+        _freeze_unused(loaded, path)
+        _drop_dropout(loaded, path)
+    return loaded
 
 
 def add_lora(model: PeftModel, path: Path, name: str) -> None:
@@ -137,14 +99,62 @@ def add_lora(model: PeftModel, path: Path, name: str) -> None:
     _fitting(path, name, load)
 
 
-def _fitting(path: Path, name: str, load: Callable[[], PeftModel]) -> PeftModel:
-    """What `load` gives; what is wrong with the adapter at `path` as one ValueError."""
+def _freeze_unused(model: PeftModel, path: Path) -> None:
+    """Freeze the adapters that no loss has a path to: DDP fails at parameters without a gradient."""
+    modules = unused_modules(path)
+    if not modules:
+        return
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and UNUSED.match(name.removeprefix("base_model.model.")):
+            parameter.requires_grad_(False)
+    warnings.warn(
+        f"model.adapter={path}: {len(modules)} of its modules read pictures, such as {modules[0]}; they change nothing"
+        " here and stay as they are (frozen)",
+        stacklevel=2,
+    )
+
+
+def _drop_dropout(model: PeftModel, path: Path) -> None:
+    """Set the adapter's dropout to 0, in its layers and in the config that is saved with it."""
+    config: Any = model.peft_config[ADAPTER_NAME]
+    if not config.lora_dropout:
+        return
+    warnings.warn(
+        f"model.adapter={path}: lora_dropout={config.lora_dropout} is set to 0: with dropout the log-probs of training"
+        " would not be the sampler's",
+        stacklevel=2,
+    )
+    config.lora_dropout = 0.0
+    for layer in lora_layers(model):
+        layer.lora_dropout[ADAPTER_NAME] = nn.Identity()
+
+
+def lora_layers(model: nn.Module) -> list[Any]:
+    """The modules with LoRA beside them."""
+    return [module for module in model.modules() if hasattr(module, "lora_A")]
+
+
+@contextmanager
+def adapters_off(model: PeftModel) -> Iterator[None]:
+    """PEFT's own ``disable_adapter`` that leaves trainable what was trainable; PEFT makes all of the adapter so."""
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+
+
+def _fitting(path: Path, name: str, load: Callable[[], PeftModel], anywhere: bool = False) -> PeftModel:
+    """What `load` gives, in eval mode; what is wrong with the adapter at `path` as one ValueError."""
     from safetensors import SafetensorError
 
     check_adapter_directory(path)
+    check_adapter_tensors(path, anywhere)
     try:
-        peft_model = load()
-        problem = _key_problem(peft_model, path / "adapter_model.safetensors", name)
+        peft_model = load().eval()
+        problem = _key_problem(peft_model, path / TENSORS, name) or _kind_problem(peft_model, name, anywhere)
     except (SafetensorError, TypeError, KeyError, OSError) as error:
         raise ValueError(f"model.adapter={path}: damaged: {type(error).__name__}: {error}") from error
     except (RuntimeError, ValueError) as error:
@@ -167,4 +177,26 @@ def _key_problem(model: PeftModel, file: Path, name: str) -> str | None:
         return f"{len(extra)} keys of the adapter are not in it, such as {extra[0]}"
     if missing := sorted(own - saved):
         return f"{len(missing)} keys are missing in the adapter, such as {missing[0]}"
+    return None
+
+
+def _kind_problem(model: PeftModel, name: str, anywhere: bool) -> str | None:
+    """A layer whose update is no plain pair of products, or that stands where it would be ignored.
+
+    The files said otherwise; this is about versions of PEFT that read them in another way.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for place, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            return f"{place}: replaces the module, which is not plain LoRA"
+        if not isinstance(module, BaseTunerLayer) or name not in getattr(module, "lora_A", {}):
+            continue
+        layer: Any = module
+        own = place.removeprefix("base_model.model.")
+        if layer.lora_variant.get(name) is not None or layer.lora_B[name].bias is not None:
+            return f"{own}: its adapter is not plain LoRA"
+        if not anywhere and not HONOURED.fullmatch(own) and not UNUSED.fullmatch(own):
+            return f"{own}: rollout, training and reference apply no adapter there"
     return None

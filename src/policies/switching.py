@@ -13,6 +13,7 @@ from src.policies.base import Decoder, Policy
 from src.policies.janus import JanusPolicy
 from src.policies.lora import add_lora
 from src.policies.snapshot import lent
+from src.policies.weight_files import check_finite
 
 # In front of a parameter's name in the weights that a run of full fine-tuning writes.
 POLICY = "policy."
@@ -68,8 +69,9 @@ def weights_decoder(policy: Policy, path: Path) -> Iterator[Decoder]:
 
 
 def check_weights_fit(policy: Policy, path: Path) -> None:
-    """Raise ValueError, from the file's header alone, unless the weights at `path` are weights of the policy's base."""
+    """Raise ValueError unless the weights at `path` are weights of the policy's base, and numbers."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     shapes = {name: list(parameter.shape) for name, parameter in base_parameters(policy).items()}
     try:
@@ -77,6 +79,7 @@ def check_weights_fit(policy: Policy, path: Path) -> None:
             stored = {name.removeprefix(POLICY): opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
+    check_finite(load_file(str(path)), path)
     wrong = [
         f"{name} {shape} has no place in it" if name not in shapes else f"{name} is {shape}, its own {shapes[name]}"
         for name, shape in stored.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import is_zipfile
@@ -42,6 +43,15 @@ def could_be_path(text: str) -> bool:
     """Whether a text out of a file can be asked for as a path at all: no NUL, no part longer than file names are."""
     encoded = text.encode(errors="surrogatepass")
     return b"\0" not in encoded and len(encoded) < 4096 and all(len(part) <= 255 for part in encoded.split(b"/"))
+
+
+def check_finite(tensors: Mapping[str, Tensor], file: object) -> None:
+    """Raise CheckpointError, naming the first tensor of `file` that holds NaN or infinity."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{file}: {name} holds NaN or infinity; give weights from before the training went wrong"
+            )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from src.training.callbacks.checkpoints import ResumableCheckpoint
 from src.training.callbacks.graceful import GracefulStop, StopRequested
+from src.training.callbacks.loaded import CheckLoaded
 from src.training.callbacks.logs import StepLogs
 from src.training.callbacks.progress import StepProgress
 from src.training.callbacks.report import RunReport
@@ -11,6 +12,7 @@ from src.training.callbacks.validation import BestByValidation
 
 __all__ = [
     "BestByValidation",
+    "CheckLoaded",
     "GracefulStop",
     "ResumableCheckpoint",
     "RewardWatch",
