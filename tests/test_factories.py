@@ -219,3 +219,20 @@ def test_every_yaml_of_the_checkout_names_what_its_slot_allows() -> None:
                     check_part(part, slot, (), str(Path(group, file.stem)))
                     seen += 1
     assert seen >= 10
+
+
+def test_security_says_what_a_config_can_call() -> None:
+    """The table in SECURITY.md names each factory, by its room and its name."""
+    table = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("### What a config can call")[2]
+    table = table.partition("\n\nA plugin's")[0]
+    rows = {line.split("|")[1].strip(): line.split("|")[2] for line in table.splitlines() if line.startswith("| ")}
+    for place, slot in (
+        ("`model`", "model"),
+        ("`data`", "data"),
+        ("`rewards.experts.NAME`", "expert"),
+        ("`logger`", "logger"),
+    ):
+        named = set(rows[place].replace("`", " ").replace(",", " ").replace(";", " ").split())
+        prefix = {"expert": "src.rewards.", "logger": "lightning.pytorch.loggers."}.get(slot, "")
+        assert {name.removeprefix(prefix) for name in INVENTORY[slot]} <= named
+        assert len([word for word in named if word[-1] not in ":."]) == len(INVENTORY[slot])
