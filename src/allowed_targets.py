@@ -117,14 +117,16 @@ def check_hydra(node: Mapping[str, Any], plugins: Sequence[str]) -> None:
     Raises:
         UserError: naming key and value.
     """
-    parts = [(("hydra", name), name) for name in ("launcher", "sweeper") if node.get(name) is not None]
+    parts: dict[Path, tuple[Any, str]] = {
+        ("hydra", name): (node[name], name) for name in ("launcher", "sweeper") if node.get(name) is not None
+    }
     callbacks = node.get("callbacks") or {}
     if not isinstance(callbacks, Mapping):
         raise UserError(f"hydra.callbacks={callbacks}: expected callbacks by name; leave it out")
-    parts += [(("hydra", "callbacks", name), "callback") for name in callbacks]
-    for path, slot in parts:
-        _check_hydras_part(callbacks[path[-1]] if slot == "callback" else node[slot], slot, plugins, _dotted(path))
-    _refuse_reserved(node, ("hydra",), [path for path, _ in parts])
+    parts |= {("hydra", "callbacks", name): (callback, "callback") for name, callback in callbacks.items()}
+    for path, (part, slot) in parts.items():
+        _check_hydras_part(part, slot, plugins, _dotted(path))
+    _refuse_reserved(node, ("hydra",), parts)
     for section in ("job_logging", "hydra_logging"):
         for path, value in _leaves(node.get(section) or {}, ("hydra", section)):
             _check_log_setting(path, value)
@@ -227,6 +229,8 @@ def _check_hydras_part(node: Any, slot: str, plugins: Sequence[str], key: str) -
         if isinstance(value, str) and _MAKES_NODES.search(value):
             raise UserError(f"{_dotted(path)}={value}: only other keys, now:, hydra: and oc.env: can be used here")
     check_part(node, slot, plugins, key)
+    if node[TARGET] not in SLOTS[slot].factories:
+        factory(node, slot, plugins, key)  # Hydra will call it: what a plugin's name leads to is looked at here
 
 
 def _check_log_setting(path: Path, value: Any) -> None:

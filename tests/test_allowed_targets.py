@@ -315,6 +315,10 @@ def test_hydras_own_launchers_are_allowed() -> None:
             check_hydra({"launcher": launcher}, ())
     with pytest.raises(UserError, match=r"hydra\.callbacks"):
         check_hydra({"callbacks": "${model}"}, ())
+    # Of a plugin only what Hydra takes for a callback.
+    check_hydra({"callbacks": {"x": {"_target_": "hydra.experimental.callbacks.LogJobReturnCallback"}}}, ["hydra"])
+    with pytest.raises(UserError, match=r"hydra\.callbacks\.x\._target_=hydra\.utils\.instantiate: not a callback"):
+        check_hydra({"callbacks": {"x": {"_target_": "hydra.utils.instantiate"}}}, ["hydra"])
     check_hydra({"launcher": {**BASIC, "x": "${hydra.sweep.dir}/%j-${now:%H}", "y": "${hydra:job.name}"}}, ())
 
 

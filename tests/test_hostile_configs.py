@@ -223,7 +223,12 @@ COMMANDS: dict[str, tuple[Callable[[Any], int], str, Callable[[Path, Path], list
     ),
     "demo": (demo, "demo", lambda run, out: [f"run={run}"], {"model", "inside the model"}),
     "export": (export.export, "export", lambda run, out: [f"run={run}", f"out={out}"], set()),
-    "compare": (compare.COMMAND.task, "compare", lambda run, out: [f"runs=[{run},{lora_run().path}]"], set()),
+    "compare": (
+        compare.COMMAND.task,
+        "compare",
+        lambda run, out: [f"runs=[{run},{lora_run().path}]", f"out={out}"],
+        set(),
+    ),
     "upload_metrics": (
         upload_metrics.upload,
         "upload_metrics",
