@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
 from src.algorithms.kl import needs_reference, needs_reference_logits
-from src.allowed_targets import check_found
+from src.allowed_targets import check_part, factory
 from src.config import UserError
 from src.masking import MASK, masked_keys
 from src.memory import StepCut
@@ -59,7 +58,7 @@ def build_data(config: DictConfig) -> Any:
         UserError: for a missing or malformed prompts file, with its line.
     """
     keyed = {"prompts_per_step": config.rollout.prompts_per_step, "seed": config.run.seed}
-    module = _made("data", config.data, plugins(config), **keyed)
+    module = _made("data", "data", config.data, plugins(config), **keyed)
     try:
         module.setup("fit")
     except (ValueError, OSError) as error:
@@ -77,7 +76,7 @@ def build_policy(config: DictConfig) -> Policy:
     # "auto" asks for a GPU; told to leave it alone, the weights stay in what a CPU computes in.
     on_cpu = config.model.get("dtype") == "auto" and device(config).type == "cpu"
     dtype = {"dtype": "float32"} if on_cpu else {}
-    policy = _made("model", config.model, plugins(config), _convert_="all", **dtype)
+    policy = _made("model", "model", config.model, plugins(config), **dtype)
     if isinstance(policy, HasEngine):
         policy.engine = engine_settings(config)
     return policy
@@ -111,8 +110,15 @@ def build_rewards(config: DictConfig) -> RewardEnsemble:
 
 
 def build_experts(rewards: Any, names: Sequence[str], plugins: Sequence[str]) -> dict[str, RewardExpert]:
-    """The experts `names` of a ``rewards`` config (node or plain)."""
-    return {name: _made(f"rewards.experts.{name}", rewards["experts"][name], plugins) for name in names}
+    """The experts `names` of a ``rewards`` config (node or plain).
+
+    Raises:
+        UserError: for an expert that cannot be made.
+    """
+    nodes = {name: plain(rewards["experts"][name]) for name in names}
+    for name, node in nodes.items():  # all of them before the first one's weights are loaded
+        check_part(node, "expert", plugins, f"rewards.experts.{name}")
+    return {name: _made(f"rewards.experts.{name}", "expert", node, plugins) for name, node in nodes.items()}
 
 
 def served_experts(rewards: Mapping[str, Any], plugins: Sequence[str], device: str) -> LocalExperts:
@@ -351,22 +357,16 @@ def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble, cu
     )
 
 
-def _made(key: str, node: Any, plugins: Sequence[str], **extra: Any) -> Any:
-    """Instantiate a part, if all it names may be called; what goes wrong is told as the user's input at `key`."""
-    from hydra.errors import InstantiationException
-
-    if hidden := masked_keys(plain(node), key):
+def _made(key: str, slot: str, node: Any, plugins: Sequence[str], **extra: Any) -> Any:
+    """Build a part of `slot` with its settings and `extra`; what goes wrong is told as the user's input at `key`."""
+    given = plain(node)
+    if hidden := masked_keys(given, key):
         raise UserError(
             f"{hidden[0]}={MASK}: a run folder keeps no secrets; give it on the command line, or this part of the"
             " config with ${oc.env:NAME} in its place"
         )
     try:
-        check_found(plain(node), plugins, key)
-        return instantiate(node, **extra)
-    except ImportError as error:
+        make, settings = factory(given, slot, plugins, key)
+        return make(**{**settings, **extra})
+    except (ValueError, TypeError, OSError, ImportError, AttributeError) as error:
         raise UserError(f"{key}: {error}") from error
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, (ValueError, TypeError, OSError, ImportError, AttributeError)):
-            raise UserError(f"{key}: {cause}") from error
-        raise

@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
-from src.allowed_targets import TARGET, check_targets, lies_under
+from src.allowed_targets import TARGET, check_config, lies_under
 from src.config import GROUP_SCHEMAS, UserError
 from src.config_entries import ROOT_SCHEMAS, settings_of
+from src.factories import current
 from src.masking import learn
 from src.setting import Setting, nested
 
@@ -114,13 +115,13 @@ def validate(config: Any, root: str = "config") -> None:
         if node is None or not OmegaConf.is_config(node):
             continue
         # A part behind a target of its own brings its own keys.
-        if node.get("_target_") == getattr(schema, "_target_", None):
+        if current(node.get("_target_")) == getattr(schema, "_target_", None):
             _refuse_unknown(node, schema, f"{group}.")
         else:
             foreign.append(f"{group}.")
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     learn(plain)
-    check_targets(plain, list(config.get("plugins") or ()))
+    check_config(plain, list(config.get("plugins") or ()))
     known = settings_of(root)
     check_numbers(plain, (known[key] for key in known if not key.startswith(tuple(foreign))))
     for key, (holds, expected) in CHECKS.items():

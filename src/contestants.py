@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
 from src.export import checkpoint_of_model, find_run, holds_run, nearest_run, run_config, source_of_run
+from src.factories import current
 from src.generate import check_sampling, sampling_asked_for, sampling_of_run
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def locate(config: DictConfig) -> Field:
     Raises:
         UserError: for a run or adapter that is not there, two of one name, or different bases.
     """
-    from src.allowed_targets import check_targets
+    from src.allowed_targets import check_part
     from src.build import plain
 
     found = [] if config.run is None else [_run(None, find_run(config.run), config.base)]
@@ -77,6 +78,8 @@ def locate(config: DictConfig) -> Field:
     run = next((contestant.run for contestant, _ in found if contestant.run is not None), None)
     trained = None if run is None else run_config(run)
     model = dict(plain(config.model) if trained is None else trained["model"])
+    # A run's config is a file, maybe somebody else's.
+    check_part(model, "model", config.plugins, "model")
     base = _common_base(config, model, trained is not None, found)
     model |= {"path": str(base)}
     if "lora" in model:
@@ -84,8 +87,6 @@ def locate(config: DictConfig) -> Field:
         model |= {"lora": {}, "adapter": None}
     sampling = dict(plain(config.sampling)) | ({} if trained is None else sampling_of_run(trained))
     sampling |= sampling_asked_for(config)
-    # A run's config is a file, maybe somebody else's.
-    check_targets(model, config.plugins, "model")
     check_sampling(sampling)
     return Field(contestants, model, sampling, trained, tuple(config.plugins))
 
@@ -234,7 +235,7 @@ def _common_base(config: DictConfig, model: dict[str, Any], of_run: bool, found:
 def _check_shapes(field: Field) -> None:
     """Raise UserError, before weights are loaded, for adapters that are not made for the base's sizes."""
     adapters = [contestant for contestant in field.contestants if contestant.adapter is not None]
-    if not adapters or field.model.get("_target_") != JANUS:
+    if not adapters or current(field.model.get("_target_")) != JANUS:
         return
     from src.policies.adapter_files import check_adapter_directory, check_adapter_fits
     from src.policies.checkpoint import open_checkpoint

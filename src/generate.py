@@ -105,7 +105,7 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: for a run or adapter that is not there, or a run whose config names code that is not allowed.
     """
-    from src.allowed_targets import check_targets
+    from src.allowed_targets import check_part
     from src.build import plain
 
     if config.run is not None and config.adapter is not None:
@@ -129,7 +129,7 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
         model["path"] = config.base
     plugins = list(config.plugins)
     # A run's config is a file, maybe somebody else's.
-    check_targets(model, plugins, "model")
+    check_part(model, "model", plugins, "model")
     sampling |= sampling_asked_for(config)
     check_sampling(sampling)
     return {"model": model, "weights": weights, "sampling": sampling, "plugins": plugins}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from src.config import CONFIGS, LoggerConfig, UserError
 from src.config_checks import validate
 from src.config_entries import register
+from src.factories import current
 from src.typed_words import as_typed, expand_paths
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _parent(command: Command, overrides: Sequence[str]) -> list[str]:
     config = compose(fixed, command.config)
     _check_hydra(fixed, command.config, list(config.plugins))
     logger = config.logger
-    if logger.get("_target_") != LoggerConfig._target_ or logger.parent is not None:
+    if current(logger.get("_target_")) != LoggerConfig._target_ or logger.parent is not None:
         return []
     from src.loggers.mlflow_logger import start_parent
 

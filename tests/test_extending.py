@@ -59,3 +59,19 @@ def test_the_command_line_as_written(outside: Path) -> None:
     scores = train(outside, [sys.executable, *words[1:]])
     assert set(scores) == {"shapes", "colourful"}
     assert all(0.0 <= float(str(score)) <= 1.0 for score in scores.values())
+
+
+def test_the_policy_function_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.allowed_targets import factory
+    from src.config import UserError
+
+    (tmp_path / "my_models").mkdir()
+    text = example("my_models/policy.py")
+    (tmp_path / "my_models" / "policy.py").write_text(text, encoding="utf-8")
+    (tmp_path / "my_models" / "unmarked.py").write_text(text.replace("@makes", "# @makes"), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = {"_target_": "my_models.policy.load", "path": "/weights"}
+    made, settings = factory(node, "model", ["my_models"], "model")
+    assert (made.__name__, settings) == ("load", {"path": "/weights"})
+    with pytest.raises(UserError, match="makes"):
+        factory({"_target_": "my_models.unmarked.load"}, "model", ["my_models"], "model")

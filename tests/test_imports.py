@@ -22,9 +22,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "masking": (),
     "setting": (),
     "config": ("src.values", "src.setting"),
-    "allowed_targets": ("src.config",),
+    # Of each room only the list of what a config may call there.
+    "factories": ("src.data", "src.loggers", "src.policies", "src.rewards"),
+    "allowed_targets": ("src.config", "src.factories"),
     "config_entries": ("src.config", "src.setting"),
-    "config_checks": ("src.config", "src.config_entries", "src.setting", "src.allowed_targets", "src.masking"),
+    "config_checks": (
+        *("src.config", "src.config_entries", "src.setting", "src.allowed_targets", "src.factories", "src.masking"),
+    ),
     "algorithms": ("src.values", "kernels"),
     "sharding": (),
     "user_text": (),

@@ -15,12 +15,15 @@ FORBIDDEN_CALLS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.load", "marshal.loads"),
     *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "shelve.open", "numpy.load", "np.load"),
     *("joblib.load", "torch.hub.load", "torch.jit.load", "hydra.utils.get_object", "get_object", "get_method"),
+    *("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_class", "hydra.utils.get_method"),
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 # An exception class, to tell a damaged file by.
 HARMLESS = {("pickle", "UnpicklingError")}
-# The one place that calls what a config names, behind src.allowed_targets.
-INSTANTIATES = {"src/build.py"}
+# Hydra's way to call what a config names, with whatever stands inside; ours is src.allowed_targets.
+HYDRAS_CALLS = {"instantiate", "get_object", "get_class", "get_method"}
+# Where a name becomes a module: of a factory that was checked, of a variant or job out of a list, of a patch.
+IMPORTS_BY_NAME = {"src/allowed_targets.py", "src/factories.py", "src/algorithms/algorithm.py", "src/sweep.py"}
 
 
 def dotted(node: ast.expr) -> str:
@@ -48,11 +51,13 @@ def faults(source: str, name: str = "src/x.py") -> Iterator[str]:
                 root = (module or alias.name).partition(".")[0]
                 if root in FORBIDDEN_MODULES and (module, alias.name) not in HARMLESS:
                     yield f"{name}:{node.lineno}: imports {root}"
-                if alias.name in ("instantiate", "get_object") and name not in INSTANTIATES:
+                if alias.name in HYDRAS_CALLS:
                     yield f"{name}:{node.lineno}: imports {alias.name}"
         if not isinstance(node, ast.Call):
             continue
         called = dotted(node.func)
+        if called.endswith("import_module") and name not in IMPORTS_BY_NAME:
+            yield f"{name}:{node.lineno}: {called}()"
         if called in FORBIDDEN_CALLS or called.partition(".")[0] in FORBIDDEN_MODULES:
             yield f"{name}:{node.lineno}: {called}()"
         if called == "torch.load" and literal(node, "weights_only") is not True:

@@ -1,1 +1,10 @@
 """Loggers beside metrics.csv: MLflow (in a process of its own) and the construction of Lightning's own."""
+
+# What `logger._target_` may name (src/factories.py): ours, and those of Lightning.
+FACTORIES = (
+    "src.loggers.mlflow_logger.MLflowLogger",
+    *(
+        f"lightning.pytorch.loggers.{name}"
+        for name in ("CSVLogger", "CometLogger", "LitLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger")
+    ),
+)

@@ -12,7 +12,7 @@ from uuid import uuid4
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from src.allowed_targets import find_target
+from src.allowed_targets import check_part, factory
 from src.config import UserError
 from src.loggers.facts import RunFacts, is_rank_zero, run_parameters
 from src.training.metrics_file import MetricsFile
@@ -45,17 +45,16 @@ def log_parameters(loggers: list[Logger], run: RunFacts) -> None:
 
 
 def _chosen(node: DictConfig, run: RunFacts) -> Logger:
-    target = node["_target_"]
+    plugins, target = run.config.get("plugins") or (), node["_target_"]
+    resolved: Any = OmegaConf.to_container(node, resolve=True)
+    check_part(resolved, "logger", plugins, "logger")
     package = EXTRAS.get(target.rpartition(".")[2])
     if package is not None and find_spec(package) is None:
         raise UserError(
             f'logger: {package} is not installed; pip install -e ".[loggers]", or choose logger=mlflow or logger=csv'
         )
     try:
-        # Called here, not by Hydra's `instantiate`: that would look for parts to build inside the run's config.
-        make = find_target(target, run.config.get("plugins") or (), "logger")
-        resolved: Any = OmegaConf.to_container(node, resolve=True)
-        settings = {name: value for name, value in resolved.items() if not name.startswith("_")}
+        make, settings = factory(resolved, "logger", plugins, "logger")
         return make(**settings, **_offers(settings, run, inspect.signature(make).parameters))
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"logger: {target}: {error}") from error

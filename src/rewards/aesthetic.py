@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,13 +82,31 @@ def load_tower(name: str, weights: Path, width: int, dtype: torch.dtype) -> Any:
     """
     import timm
 
-    # Told of another number of outputs than it is asked for, timm would draw the head at random.
-    overlay = {"file": str(weights), "num_classes": width}
+    if not re.fullmatch(r"\w+(\.\w+)?", name):  # timm also takes hf-hub:OWNER/NAME and local-dir:PATH
+        raise ValueError(f"tower={name}: expected the name of one of timm's own models; tower_path has the weights")
+    # Told of another number of outputs than it is asked for, timm would draw the head at random. The weights are read
+    # here: timm 1.0.20 unpickles a file that is not safetensors, whatever is in it.
+    overlay = {"state_dict": read_tower(weights), "num_classes": width}
     try:
         tower = timm.create_model(name, pretrained=True, num_classes=width, pretrained_cfg_overlay=overlay)
     except RuntimeError as error:
         raise WeightsMismatch(f"{weights}: does not fit timm's {name} with {width} outputs ({error})") from error
     return tower.to(dtype)
+
+
+def read_tower(file: Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file or a checkpoint of tensors, by name.
+
+    Raises:
+        WeightsMismatch: if the file is damaged or holds anything else.
+    """
+    if file.suffix != ".safetensors":
+        content = read_checkpoint(file)
+        return content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsMismatch(f"{file}: cannot be read as safetensors ({error})") from error
 
 
 def collapse(layers: Mapping[str, Tensor], source: Path) -> tuple[Tensor, Tensor]:

@@ -111,3 +111,34 @@ def test_the_default_tower_is_openais() -> None:
     assert tower.patch_embed.img_size == (224, 224)
     assert type(tower.blocks[0].mlp.act).__name__ == "QuickGELU"
     assert sum(value.numel() for value in tower.parameters()) == 303_966_208 + 768
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_no_code_of_a_towers_file_is_run(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever timm's own reader does: version 1.0.20 unpickles everything."""
+    reader = "timm.models._builder.load_state_dict"
+    monkeypatch.setattr(reader, lambda file, **_: torch.load(file, map_location="cpu", weights_only=False))
+    torch.save({"x": Trap(tmp_path / "ran")}, tmp_path / "tower.pt")
+    with pytest.raises(WeightsMismatch, match=r"tower\.pt: cannot be read"):
+        Aesthetic(**arguments | {"tower_path": tmp_path / "tower.pt"})
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "cut.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(WeightsMismatch, match=r"cut\.safetensors: cannot be read"):
+        Aesthetic(**arguments | {"tower_path": tmp_path / "cut.safetensors"})
+
+
+@pytest.mark.parametrize("tower", ["hf-hub:someone/something", "local-dir:/somewhere", "hf_hub:a/b", "a/b", ""])
+def test_a_tower_comes_from_nowhere_but_timm(arguments: dict[str, Any], tower: str) -> None:
+    with pytest.raises(ValueError, match=r"^tower="):
+        Aesthetic(**arguments | {"tower": tower})
