@@ -203,7 +203,7 @@ def with_reference(
 def kl_penalty(
     decoder: Decoder, operations: Operations, levels: Mapping[str, TokenLevel], settings: CollectSettings
 ) -> tuple[dict[str, TokenLevel], Tensor]:
-    """What the KL takes off each reward, (N,): beta times its sum over the tokens of both levels.
+    """What the KL takes off each reward, (N,) float32: beta times its sum over the tokens of both levels.
 
     Returns the levels with `ref_logp` in any case: in the update the KL is for the logs only.
     """
@@ -220,7 +220,7 @@ def kl_penalty(
             log_ratio = level.ref_logp - sampled_logp(name, level, settings.guided)
             kls.append((kl_estimate(log_ratio, settings.kl), level.mask))
     nothing = torch.zeros_like(kls[0][0][:, 0])
-    return scored, -penalised_reward(nothing, kls, settings.reward_beta)
+    return scored, -penalised_reward(nothing, kls, settings.reward_beta).float()
 
 
 @torch.no_grad()
