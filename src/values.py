@@ -183,6 +183,7 @@ class TokenLevel:
     tokens' log-probs without guidance. `unconditional` is the context of the guidance branch and
     `unconditional_features` (N, T, F) what the head read there during the rollout, reusable while the
     policy is unchanged. Of the reference there is either `ref_logp` (N, T) or, for the exact KL, `reference`.
+    `old_logp` and `ref_logp` are float32, or float64 from a float64 policy.
     """
 
     context: TokenContext
@@ -204,7 +205,8 @@ class TokenLevel:
         for name in ("rollout_logp", "conditional_logp", "old_logp", "ref_logp"):
             value = getattr(self, name)
             if value is not None:
-                _check(value, name, shape, torch.float32)
+                exact = name in ("old_logp", "ref_logp") and value.dtype == torch.float64
+                _check(value, name, shape, torch.float64 if exact else torch.float32)
         if self.unconditional_features is not None:
             _check(self.unconditional_features, "unconditional_features", (*shape, None))
         if self.reference is not None:

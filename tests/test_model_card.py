@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from src import cli
 from src.export import COMMAND
 from src.model_card import CardFacts, front_matter, hub_name, scores, wilson
-from tests.test_export import PLAIN
 from tests.tiny_run import lora_run
 
-DECLARE = PLAIN[: PLAIN.index('for name in ("src"')]  # what torch's CPU build needs; see there
+BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')\n"  # what the wheel built for CUDA says
 
 
 def parts(page: str) -> tuple[dict[str, Any], str]:
@@ -27,7 +28,27 @@ def parts(page: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), body
 
 
-def test_the_card_of_an_adapter_and_its_snippet(tmp_path: Path) -> None:
+def execute_snippet(folder: Path, check: str, broken_torchvision: Path | None) -> None:
+    """Run the card's code as it stands, then `check`, in a fresh process that cannot import this project.
+
+    broken_torchvision: an empty folder for a torchvision that cannot be imported; None: the installed one, if any.
+    """
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    path = [entry for entry in sys.path if entry.endswith("-packages")]
+    if broken_torchvision is not None:
+        (broken_torchvision / "torchvision").mkdir()
+        (broken_torchvision / "torchvision" / "__init__.py").write_text(BROKEN)
+        path.insert(0, str(broken_torchvision))
+    # -S and -P leave the checkout out, even where it is installed editable.
+    done = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", snippet + check], cwd=folder, capture_output=True, text=True, timeout=240,
+        check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("torchvision", ["installed", "broken"])
+def test_the_card_of_an_adapter_and_its_snippet(torchvision: str, tmp_path: Path) -> None:
     run, out = lora_run(), tmp_path / "mine"
     assert cli.run(COMMAND, [f"run={run.path}", f"out={out}"]) == 0
     head, body = parts((out / "README.md").read_text(encoding="utf-8"))
@@ -44,21 +65,29 @@ def test_the_card_of_an_adapter_and_its_snippet(tmp_path: Path) -> None:
         assert (out / picture).read_bytes() == (run.path / picture).read_bytes()
     assert body.count("![") == 2
 
-    (snippet,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
-    check = (
+    execute_snippet(
+        out,
         "from safetensors.torch import save_file\n"
         "from peft import get_peft_model_state_dict\n"
-        "save_file({n: v.contiguous() for n, v in get_peft_model_state_dict(model).items()}, 'loaded.safetensors')\n"
+        "save_file({n: v.contiguous() for n, v in get_peft_model_state_dict(model).items()}, 'loaded.safetensors')\n",
+        tmp_path if torchvision == "broken" else None,
     )
-    packages = [path for path in sys.path if path.endswith("-packages")]
-    program = f"import sys; sys.path += {packages!r}\n{DECLARE}\n{snippet}\n{check}"
-    done = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", program], cwd=out, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
     loaded, written = load_file(out / "loaded.safetensors"), load_file(out / "adapter_model.safetensors")
     assert loaded.keys() == written.keys()
     assert all(bool((loaded[name] == written[name]).all()) for name in written)
+
+
+def test_the_snippet_of_a_merged_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    assert cli.run(COMMAND, [f"run={lora_run().path}", f"out={out}", "merge=true"]) == 0
+    check = (
+        "import torch\n"
+        "torch.save((model.lm_head.weight, processor.tokenizer('a red circle')['input_ids']), 'loaded.pt')\n"
+    )
+    execute_snippet(out, check, tmp_path)
+    head, words = torch.load(out / "loaded.pt")
+    assert torch.equal(head, load_file(out / "model.safetensors")["lm_head.weight"])
+    assert len(words) >= 3
 
 
 def test_names_on_the_hub_and_licences(tmp_path: Path) -> None:

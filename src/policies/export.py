@@ -217,6 +217,17 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+# Stands first in every snippet of a card, whose reader has peft and transformers and nothing of this project. Both
+# packages import torchvision wherever it is installed; told that it is absent, they do without.
+_WITHOUT_BROKEN_TORCHVISION = """import sys
+
+try:
+    import torchvision
+except (ImportError, RuntimeError):  # absent, or built for CUDA beside a CPU build of torch: nothing here needs it
+    sys.modules["torchvision"] = None
+"""
+
+
 def _adapter_page(base: str, original: bool, folder: str) -> str:
     note = (
         "\nThat checkpoint is in the layout Janus was released in, which transformers does not read: where the code"
@@ -226,6 +237,7 @@ def _adapter_page(base: str, original: bool, folder: str) -> str:
 `{base}`. If that moved, write its new place into `adapter_config.json`.
 {note if original else ""}
 ```python
+{_WITHOUT_BROKEN_TORCHVISION}
 from peft import PeftModel
 from transformers import JanusForConditionalGeneration
 
@@ -240,6 +252,7 @@ def _checkpoint_page(base: str, folder: str) -> str:
 `{base}`; tokenizer, processor and chat templates are the base's.
 
 ```python
+{_WITHOUT_BROKEN_TORCHVISION}
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
 model = JanusForConditionalGeneration.from_pretrained({folder!r})

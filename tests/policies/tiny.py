@@ -127,6 +127,30 @@ def tiny_policy(
     return policy
 
 
+def exact_policy(lora: dict[str, Any] | None = {"r": 4}, merge_rollout: bool | None = True, **sizes: int) -> Any:  # noqa: B006 (read only)
+    """`tiny_policy` in float64 throughout, for tests that say "nothing changes but rounding".
+
+    In float32 the rounding of a matrix product depends on the processor, the number of threads and the number of
+    rows; a bound that holds on one machine fails on the next. Here it is 1e-12, and a fault stands out.
+    """
+    policy = tiny_policy(lora=lora, merge_rollout=merge_rollout, dtype=torch.float64, **sizes)
+    exact_norms(policy)
+    return policy
+
+
+def exact_norms(model: Any) -> None:
+    """Have transformers' RMS norms computed in the dtype of their input; they always take float32 themselves."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    class ExactNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+    for module in model.modules():
+        if type(module) is LlamaRMSNorm:
+            module.__class__ = ExactNorm
+
+
 def draw_adapter(policy: Any, scale: float, seed: int = 1) -> None:
     """Random B matrices of all adapters (fresh ones are zero and change nothing)."""
     generator = torch.Generator().manual_seed(seed)

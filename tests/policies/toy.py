@@ -94,11 +94,11 @@ class ToyPolicy(nn.Module):
     end_id = PLAN_WORDS.index("stop")
     image_tokens = 4
 
-    def __init__(self, width: int = 24, seed: int = 0) -> None:
+    def __init__(self, width: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.net = ToyNet(width)
+            self.net = ToyNet(width).to(dtype)
         self._start = (copy.deepcopy(self.net),)
 
     @property

@@ -20,7 +20,8 @@ from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.sharded import ShardedStrategy
 from src.values import PLAN, PromptBatch
-from tests.policies.tiny import tiny_policy
+from tests.policies.tiny import exact_policy
+from tests.policies.toy import ToyPolicy
 from tests.training.experts import Red
 from tests.training.lightning_pieces import toy_module
 
@@ -56,11 +57,11 @@ def module_of(kind: str) -> BiCoTModule:
     """
     settings: dict[str, Any] = {"max_steps": 3, "lr": 1e-3, "microbatch": 5, "grad_clip": 1e9}
     if kind == "janus":
-        policy = tiny_policy(lora=None)
+        policy = exact_policy(lora=None)
         policy.checkpoint_activations()
         return toy_module(policy=policy, expert=Red(), split_levels=True, **settings)
     if kind in ("lora", "full"):
-        policy = tiny_policy(lora={"r": 4} if kind == "lora" else None)
+        policy = exact_policy(lora={"r": 4} if kind == "lora" else None)
         # Parts that are the same rows on one process and on two.
         module = toy_module(policy=policy, expert=Red(), **{**settings, "microbatch": 4})
         if kind == "full":
@@ -68,7 +69,7 @@ def module_of(kind: str) -> BiCoTModule:
             module.collecting = replace(module.collecting, kl="exact")
             module.updating = replace(module.updating, kl="exact", beta=1.0)
         return module
-    return toy_module(split_levels=kind == "split", **settings)
+    return toy_module(policy=ToyPolicy(dtype=torch.float64), split_levels=kind == "split", **settings)
 
 
 def main(out: Path, world: int, kind: str, strategy: str, accelerator: str = "cpu") -> None:

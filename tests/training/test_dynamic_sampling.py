@@ -18,7 +18,7 @@ from src.training.update import shown
 from src.values import IMAGE, PLAN, PromptRecord, Sampling
 from tests.policies.tiny import tiny_policy
 from tests.policies.toy import ToyPolicy
-from tests.training.pieces import ROLLOUT, assert_same_gradients, update_settings
+from tests.training.pieces import ADVANTAGES, ROLLOUT, assert_same_gradients, update_settings
 from tests.training.variant_pieces import GROUP, RedUnlessDull, batch_of, gathered, stepped
 
 MIXED = ("a red circle", "dull square", "two blue circle", "dull triangle")
@@ -68,7 +68,7 @@ def test_groups_without_signal_are_replaced_with_keys_of_their_own() -> None:
 
 def test_what_stays_without_signal_is_dropped_and_counted() -> None:
     """Its tokens count nowhere: loss, gradient and normaliser are those of the other groups alone, KL included."""
-    policy = ToyPolicy()
+    policy = ToyPolicy(dtype=torch.float64)
     result = sampled(policy, Source("dull circle"), rounds=1)
     assert result.figures == {"refill/rounds": 1, "refill/groups": 2, "refill/dropped": 2}
     dropped = torch.tensor([False, True, False, True]).repeat_interleave(GROUP)
@@ -79,9 +79,9 @@ def test_what_stays_without_signal_is_dropped_and_counted() -> None:
     kept = batch_of([MIXED[0], MIXED[2]], step=5, positions=[0, 2])
     alone = gathered(policy, kept, expert=RedUnlessDull(), rollout=FRESH).experience
     want, theirs, want_metrics, _ = stepped(policy, alone, update_settings())
-    assert loss == pytest.approx(want, abs=1e-5)
-    assert_same_gradients(ours, theirs, 1e-4)
-    assert shown(metrics) == pytest.approx(shown(want_metrics), rel=1e-3, abs=1e-4)
+    assert loss == pytest.approx(want, rel=ADVANTAGES)
+    assert_same_gradients(ours, theirs, ADVANTAGES)
+    assert shown(metrics) == pytest.approx(shown(want_metrics), rel=ADVANTAGES, abs=ADVANTAGES)
 
 
 @pytest.mark.parametrize("shares", [None, {"plan": 1.0, "image": 1.0}])

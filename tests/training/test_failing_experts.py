@@ -20,7 +20,7 @@ from src.training.update import shown
 from src.values import IMAGE, PLAN, PromptRecord
 from tests.policies.toy import ToyPolicy
 from tests.training.experts import FailsFor, Green
-from tests.training.pieces import ROLLOUT, assert_same_gradients, update_settings
+from tests.training.pieces import ADVANTAGES, ROLLOUT, assert_same_gradients, update_settings
 from tests.training.runs import metrics_rows, overrides, rollout_lines, run_process, train, write_world
 from tests.training.test_variants import as_two_ranks
 from tests.training.variant_pieces import GROUP, batch_of, gathered, stepped
@@ -36,14 +36,16 @@ def ensemble(*, alone: bool = True, **options: Any) -> RewardEnsemble:
 
 
 def sampled(rewards: RewardEnsemble, prompts: Sequence[str] = MIXED, **more: Any) -> Any:
-    return gathered(ToyPolicy(), more.pop("batch", None) or batch_of(prompts, step=5), rewards=rewards, **more)
+    return gathered(
+        ToyPolicy(dtype=torch.float64), more.pop("batch", None) or batch_of(prompts, step=5), rewards=rewards, **more
+    )
 
 
 @pytest.mark.parametrize("normalise", ["none", "group", "batch"])
 @pytest.mark.parametrize("algorithm", ["grpo", "reinforce_pp_baseline"])
 def test_groups_without_a_reward_count_nowhere(algorithm: str, normalise: str) -> None:
     """Loss, gradient and normaliser are those of the other groups alone, KL included."""
-    policy = ToyPolicy()
+    policy = ToyPolicy(dtype=torch.float64)
     result = sampled(ensemble(normalise=normalise), algorithm=algorithm)
     assert result.figures == {"rewards/failed_groups": 2, "rewards/dropped_groups": 2}
     assert torch.equal(result.experience.report.judged, ~BROKEN)
@@ -56,9 +58,9 @@ def test_groups_without_a_reward_count_nowhere(algorithm: str, normalise: str) -
     kept = batch_of([MIXED[0], MIXED[2]], step=5, positions=[0, 2])
     alone = sampled(ensemble(normalise=normalise), batch=kept, algorithm=algorithm).experience
     want, theirs, want_metrics, _ = stepped(policy, alone, update_settings(), algorithm=algorithm)
-    assert loss == pytest.approx(want, abs=1e-5)
-    assert_same_gradients(ours, theirs, 1e-4)
-    assert shown(metrics) == pytest.approx(shown(want_metrics), rel=1e-3, abs=1e-4)
+    assert loss == pytest.approx(want, rel=ADVANTAGES)
+    assert_same_gradients(ours, theirs, ADVANTAGES)
+    assert shown(metrics) == pytest.approx(shown(want_metrics), rel=ADVANTAGES, abs=ADVANTAGES)
 
 
 def test_the_figures_are_of_what_was_judged() -> None:

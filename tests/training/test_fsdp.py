@@ -10,7 +10,7 @@ import torch
 from src.values import IMAGE, PLAN
 from tests.training import ddp_worker
 from tests.training.lightning_pieces import write_prompts
-from tests.training.pieces import assert_same_gradients
+from tests.training.pieces import ADVANTAGES, assert_same_gradients
 from tests.training.test_ddp import recorded
 
 pytestmark = pytest.mark.slow
@@ -27,9 +27,8 @@ def test_two_cut_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
         for level in (PLAN, IMAGE):
             assert first[0][step][level] + second[0][step][level] == alone[0][step][level]
         for found in (first, second):
-            # After a step the weights differ by rounding, which AdamW enlarges where a gradient is next to nothing.
-            assert_same_gradients(found[1][step], alone[1][step], 1e-6 if step == 0 else 1e-2)
+            assert_same_gradients(found[1][step], alone[1][step], ADVANTAGES)
     assert first[2].keys() == second[2].keys() == alone[2].keys()
     for name, value in first[2].items():
         assert torch.equal(value, second[2][name]), "the ranks stay together"
-        assert float((value - alone[2][name]).abs().mean()) < 1e-5
+        assert float((value - alone[2][name]).abs().mean()) < 1e-7

@@ -12,7 +12,7 @@ from src import algorithms
 from src.training.update import UpdateSettings, microbatches, shown
 from src.values import IMAGE, LEVELS, PLAN
 from tests.memory_meter import AliveBytes
-from tests.policies.tiny import tiny_policy
+from tests.policies.tiny import exact_policy, tiny_policy
 from tests.policies.toy import ToyPolicy
 from tests.training.pieces import (
     BETA,
@@ -36,20 +36,20 @@ def variants() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "extra", "bonus"), variants())
 def test_split_and_unsplit_agree_on_both_updates(name: str, extra: dict[str, Any], bonus: Any) -> None:
-    policy = ToyPolicy()
+    policy = ToyPolicy(dtype=torch.float64)
     settings = UpdateSettings(BETA, "k3", True, 0.2, 0.2, **extra)
     experience = gathered(policy, algorithm=name).experience
     for update in range(2):
         loss, whole, metrics, after = stepped(policy, experience, settings, algorithm=name, size=None, bonus=bonus)
         for size in (1, 5, None):
             found = stepped(policy, experience, settings, algorithm=name, size=size, bonus=bonus, split_levels=True)
-            assert found[0] == pytest.approx(loss, rel=1e-4, abs=1e-5)
-            assert_same_gradients(found[1], whole, 1e-5)
-            assert shown(found[2]) == pytest.approx(shown(metrics), rel=1e-4, abs=2e-5)
+            assert found[0] == pytest.approx(loss, rel=1e-10)
+            assert_same_gradients(found[1], whole)
+            assert shown(found[2]) == pytest.approx(shown(metrics), rel=1e-10, abs=1e-10)
             for level in LEVELS:
                 old, mask = found[3].levels[level].old_logp, experience.levels[level].mask
                 assert old is not None
-                torch.testing.assert_close(old[mask], after.levels[level].old_logp[mask], atol=1e-5, rtol=0)  # type: ignore[index]
+                torch.testing.assert_close(old[mask], after.levels[level].old_logp[mask], atol=1e-10, rtol=0)  # type: ignore[index]
         if update == 0:
             with torch.no_grad():
                 for parameter_name, parameter in policy.named_parameters():
@@ -59,11 +59,11 @@ def test_split_and_unsplit_agree_on_both_updates(name: str, extra: dict[str, Any
 
 @pytest.mark.parametrize("lora", [{"r": 4}, None], ids=["lora", "full"])
 def test_a_janus_learns_the_same_from_split_levels(lora: Any) -> None:
-    policy = tiny_policy(lora=lora)
+    policy = exact_policy(lora=lora)
     experience = collected(policy).experience
     _, whole, _, _ = updated(policy, experience, update_settings())
     _, parts, _, _ = updated(policy, experience, update_settings(), 3, split_levels=True)
-    assert_same_gradients(parts, whole, 1e-5)
+    assert_same_gradients(parts, whole)
 
 
 def test_a_part_is_one_level_of_its_rollouts() -> None:
@@ -76,7 +76,7 @@ def test_a_part_is_one_level_of_its_rollouts() -> None:
 
 def test_columns_that_no_row_counts_are_left_out() -> None:
     """One long plan, and a dropped rollout: only the part with the long plan is as wide as the level."""
-    policy = tiny_policy()
+    policy = exact_policy()
     experience = collected(policy).experience
     level = experience.levels[PLAN]
     mask = torch.zeros_like(level.mask)
@@ -89,10 +89,10 @@ def test_columns_that_no_row_counts_are_left_out() -> None:
     assert [part.levels[IMAGE].ids.shape[1] for part in parts] == [9] * 12
     _, whole, _, after = updated(policy, experience, update_settings())
     _, narrow, _, same = updated(policy, experience, update_settings(), 1)
-    assert_same_gradients(narrow, whole, 1e-5)
+    assert_same_gradients(narrow, whole)
     for found in (after, same):
         assert found.levels[PLAN].old_logp.shape == level.ids.shape  # type: ignore[union-attr]
-    torch.testing.assert_close(same.levels[PLAN].old_logp[mask], after.levels[PLAN].old_logp[mask])  # type: ignore[index]
+    torch.testing.assert_close(same.levels[PLAN].old_logp[mask], after.levels[PLAN].old_logp[mask], atol=1e-10, rtol=0)  # type: ignore[index]
 
 
 def test_less_is_alive_at_a_time() -> None:

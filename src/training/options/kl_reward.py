@@ -25,7 +25,7 @@ def kl_penalty(
     guided: bool,
     score_rows: int | None,
 ) -> tuple[dict[str, TokenLevel], Tensor]:
-    """What the KL takes off each reward, (N,): beta times its sum over the tokens of both levels.
+    """What the KL takes off each reward, (N,) float32: beta times its sum over the tokens of both levels.
 
     guided, score_rows: as in `CollectSettings`. Also returns the levels, with `ref_logp` in any case:
     in the update the KL is for the logs only.
@@ -43,7 +43,7 @@ def kl_penalty(
             log_ratio = level.ref_logp - sampled_logp(name, level, guided)
             kls.append((kl_estimate(log_ratio, kl), level.mask))
     nothing = torch.zeros_like(kls[0][0][:, 0])
-    return scored, -penalised_reward(nothing, kls, beta)
+    return scored, -penalised_reward(nothing, kls, beta).float()
 
 
 @torch.no_grad()
