@@ -19,7 +19,15 @@ from torchmetrics import MeanMetric
 from src.phases import phase, progress
 from src.rewards.base import RewardError
 from src.rewards.experts import Answers, ExpertFacts, ExpertScores, check_scores
-from src.rewards.wire import CONTENT_TYPE, SCORE_PATH, WireError, decode_answers, decode_facts, encode_request, read_json
+from src.rewards.wire import (
+    CONTENT_TYPE,
+    SCORE_PATH,
+    WireError,
+    decode_answers,
+    decode_facts,
+    encode_request,
+    read_json,
+)
 from src.values import PromptRecord
 
 MAX_ANSWER = 2**26

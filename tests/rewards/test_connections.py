@@ -271,7 +271,9 @@ def test_a_client_that_is_still_sending_reads_why_it_was_refused(door: Callable[
     one = door()
     remote = object.__new__(RemoteExperts)
     remote.settings = RemoteSettings(f"http://127.0.0.1:{one.port}", token=TOKEN, retries=0)
-    with pytest.raises(RewardServerError, match=r"HTTP 413: .*30000000 bytes; this server takes max_bytes=10000.*raise"):
+    with pytest.raises(
+        RewardServerError, match=r"HTTP 413: .*30000000 bytes; this server takes max_bytes=10000.*raise"
+    ):
         remote._asked(bytes(30_000_000))
 
 
