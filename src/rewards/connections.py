@@ -69,7 +69,8 @@ class BoundedProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Cut off one that waits where there are too many: the oldest of the address that has most of them."""
-        waiting: list[Any] = [connection for connection in self.connections if connection.waiting]  # type: ignore[attr-defined]
+        connections: set[Any] = self.connections  # uvicorn types it as of any of its protocols; all are of this class
+        waiting = [connection for connection in connections if connection.waiting]
         if len(waiting) <= self.max_waiting:
             return
         held = Counter(_address(connection) for connection in waiting)

@@ -121,7 +121,7 @@ def ended(connection: socket.socket) -> bool:
 def test_connections_without_a_token_keep_nobody_out(
     door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    """Silent, with half of a head, or with the endless body of a refused request: more of them than there are places."""
+    """Silent, with half of a head, or with the endless body of a refused request: more than there are places."""
     monkeypatch.setattr(BoundedProtocol, "max_waiting", SILENT - 20)
     one = door(linger=60.0)
     with ExitStack() as open_:

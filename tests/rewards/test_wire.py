@@ -196,8 +196,9 @@ def test_no_tensor_is_made_beyond_the_limits(size: list[int], pictures: int, mon
 
 
 def test_a_number_too_large_for_a_float_is_refused() -> None:
-    text = b'{"names": null, "records": [{"prompt": "x", "scene": {"y": 1e999}}], "record_of": [], "bytes": [], "size": [2, 2]}'
-    with pytest.raises(WireError, match="not JSON .*1e999 is not a finite number"):
+    records = b'[{"prompt": "x", "scene": {"y": 1e999}}]'
+    text = b'{"names": null, "records": ' + records + b', "record_of": [], "bytes": [], "size": [2, 2]}'
+    with pytest.raises(WireError, match=r"not JSON .*1e999 is not a finite number"):
         decode_request(wire.MAGIC + len(text).to_bytes(4, "big") + text, Limits())
 
 
