@@ -104,6 +104,7 @@ def build_rewards(config: DictConfig) -> RewardEnsemble:
             devices,
             remote,
             names,
+            rewards.faithful,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -120,7 +120,7 @@ class RewardsConfig:
     )
     weights: dict[str, float] = number_field({}, **WEIGHT, why="0 only monitors")
     combine: str = "sum"  # sum | mean | min | product
-    faithful: bool = False  # scores as the released code gives them, faults included, where an expert has that
+    faithful: bool = False  # pictures shown and scores given as in the released code, faults included
     normalise: Any = "none"  # none | group | batch | running, or one of them by expert
     on_error: str = "raise"  # raise | drop: an expert that fails leaves the whole group
     devices: dict[str, str] = field(default_factory=dict)  # by expert: cpu, cuda:1, offload; else the trainer's

@@ -65,6 +65,8 @@ def test_one_switch_for_every_faithful_score(faithful: bool) -> None:
     for name in ("detector", "vqa"):
         alone = composed(f"rewards={name}", f"rewards.faithful={str(faithful).lower()}")
         assert alone.rewards.experts[name].faithful is faithful
+    shapes = composed("experiment=bicot_lora", f"rewards.faithful={str(faithful).lower()}")
+    assert build_rewards(shapes).truncate is faithful, "how pictures are shown to experts"
 
 
 def test_without_prompts_the_key_to_set_is_named(capsys: pytest.CaptureFixture[str]) -> None:

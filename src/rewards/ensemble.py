@@ -37,7 +37,7 @@ class RewardEnsemble:
     `src.rewards.normalise.NORMALISATIONS` for all, or by expert name ("none" where not named). on_error: "raise"
     ends with the first failure; under "drop" an expert that fails leaves the whole group. devices: where the
     experts of this process work (`LocalExperts`). elsewhere: further experts that are served from another process.
-    order: of a report's columns. Raises ValueError for a choice that cannot work.
+    order: of a report's columns. truncate: how experts see pixels (`eight_bit`). Raises ValueError for a choice that cannot work.
 
     `seconds` holds what each expert took in the last call, `problems` the first failure of each that failed.
     """
@@ -52,6 +52,7 @@ class RewardEnsemble:
         devices: Mapping[str, str] | None = None,
         elsewhere: Experts | None = None,
         order: Sequence[str] | None = None,
+        truncate: bool = False,
     ) -> None:
         local = LocalExperts(_by_name(experts), devices)
         self.sources: list[Experts] = [source for source in (local, elsewhere) if source is not None and source.facts]
@@ -66,7 +67,7 @@ class RewardEnsemble:
                 raise ValueError(f"rewards.{key}={value}: expected one of {', '.join(known)}")
         ranges = {name: facts.signed_range for name, facts in self.facts.items()}
         check_domain(combine, self.weights, ranges, self.normalise)
-        self.combine, self.on_error = combine, on_error
+        self.combine, self.on_error, self.truncate = combine, on_error, truncate
         self.running = {name: RunningStatistics() for name in self.names if self.normalise[name] == "running"}
         self.seconds: dict[str, float] = {}
         self.problems: dict[str, str] = {}
@@ -118,7 +119,7 @@ class RewardEnsemble:
         `every_prompt` is False, where no expert with a weight applies to a prompt.
         """
         _check_images(pixels, records)
-        pixels = eight_bit(pixels)
+        pixels = eight_bit(pixels, self.truncate)
         scores = torch.full((len(records), len(self.names)), float("nan"))
         failed = torch.zeros_like(scores, dtype=torch.bool)
         details: dict[str, Tensor] = {}
@@ -232,9 +233,13 @@ class RewardEnsemble:
         return answers
 
 
-def eight_bit(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] at the nearest of 256 levels: float32, what a PNG of them would hold; NaN stays NaN."""
-    return (pixels.clamp(0.0, 1.0) * 255.0).round() / 255.0
+def eight_bit(pixels: Tensor, truncate: bool = False) -> Tensor:
+    """Pixels in [0, 1] at the nearest of 256 levels: float32, what a PNG of them would hold; NaN stays NaN.
+
+    truncate: at the level below, as the released T2I-R1 does, whose cast to uint8 cuts the fraction off.
+    """
+    levels = pixels.clamp(0.0, 1.0) * 255.0
+    return (levels.floor() if truncate else levels.round()) / 255.0
 
 
 def report_metrics(report: RewardReport, group_size: int | None = None) -> dict[str, float]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from src.rewards.base import RewardError, RewardExpert
 from src.rewards.combine import weighted_mean, weighted_sum
-from src.rewards.ensemble import RewardEnsemble, report_metrics
+from src.rewards.ensemble import RewardEnsemble, eight_bit, report_metrics
+from src.rewards.experts import LocalExperts
+from src.rewards.remote import RemoteExperts, RemoteSettings
+from src.rewards.wire import Limits, decode_request, encode_answer
 from src.values import PromptRecord
+from tests.rewards.test_remote import serving
 from tests.rewards.toy import Brightness, Glare, NamedChannel, about, flat_images
 
 # Levels an 8-bit picture has.
@@ -364,3 +370,50 @@ def test_the_order_of_columns_can_be_given() -> None:
     report = rewards(IMAGES, RECORDS)
     assert report.names == rewards.names == ("named_channel", "brightness")
     same(report.scores[:, 0], [0.4, 0.2, NAN])
+
+
+class Sees(RewardExpert):
+    """Keeps the pixels it was given."""
+
+    name = "sees"
+    score_range = (0.0, 1.0)
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        self.seen = pixels
+        return pixels.flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_experts_see_the_levels_of_the_released_code_under_faithful(faithful: bool) -> None:
+    """Here and over the wire. As released: ``visual_img[:] = np.clip((dec + 1) / 2 * 255, 0, 255)``, into uint8."""
+    decoded = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    scaled = np.clip((decoded.numpy() + 1) / 2 * 255, 0, 255)
+    released = np.zeros(scaled.shape, np.uint8)
+    released[:] = scaled
+    levels = released if faithful else scaled.round().astype(np.uint8)
+    assert 0.4 < (released != scaled.round()).mean() < 0.55, "the two are told apart"
+    pixels = (decoded * 0.5 + 0.5).clamp(0.0, 1.0)  # as `JanusPolicy.paint`
+    expert = Sees()
+    records = [about("red"), about("green")]
+    local = RewardEnsemble([expert], truncate=faithful)(pixels, records)
+    assert torch.equal(expert.seen, torch.from_numpy(levels).float() / 255.0)
+    arrived: list[Tensor] = []
+
+    def scored(body: bytes) -> tuple[int, bytes]:
+        asked, there = decode_request(body, Limits()), LocalExperts({"sees": Sees()})
+        arrived.append(asked.pixels)
+        answers = there.score(asked.pixels, asked.records, ("sees",)) if asked.records else {}
+        return 200, json.dumps(encode_answer(there.facts, {}, answers, len(asked.records))).encode()
+
+    with serving(scored) as served:
+        remote = RemoteExperts(RemoteSettings(served.url), ["sees"])
+        report = RewardEnsemble(elsewhere=remote, truncate=faithful)(pixels, records)
+    assert torch.equal(arrived[-1], expert.seen)
+    assert torch.equal(report.scores, local.scores)
+
+
+def test_pixels_that_are_levels_already_stay_so() -> None:
+    levels = torch.arange(256) / 255.0
+    for truncate in (False, True):
+        assert torch.equal(eight_bit(levels, truncate), levels)
+        assert eight_bit(torch.tensor([NAN]), truncate).isnan().all()
