@@ -154,7 +154,7 @@ def test_nothing_of_python_itself_can_be_called() -> None:
     assert allowed(targets) == set()
 
 
-@pytest.mark.parametrize(("slot", "target"), [(slot, name) for slot, names in INVENTORY.items() for name in names])
+@pytest.mark.parametrize(("slot", "target"), sorted((slot, name) for slot in INVENTORY for name in INVENTORY[slot]))
 def test_every_factory_is_there(slot: str, target: str) -> None:
     if target.startswith("hydra_plugins.") and find_spec("hydra_plugins") is None:
         pytest.skip("no plugin of Hydra is installed")

@@ -37,7 +37,8 @@ class RewardEnsemble:
     `src.rewards.normalise.NORMALISATIONS` for all, or by expert name ("none" where not named). on_error: "raise"
     ends with the first failure; under "drop" an expert that fails leaves the whole group. devices: where the
     experts of this process work (`LocalExperts`). elsewhere: further experts that are served from another process.
-    order: of a report's columns. truncate: how experts see pixels (`eight_bit`). Raises ValueError for a choice that cannot work.
+    order: of a report's columns. truncate: how experts see pixels (`eight_bit`). Raises ValueError for a choice that
+    cannot work.
 
     `seconds` holds what each expert took in the last call, `problems` the first failure of each that failed.
     """
