@@ -26,6 +26,7 @@ from src.rewards.ensemble import RewardEnsemble
 from src.rewards.experts import OFFLOAD, LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, is_loopback
 from src.rollout.levels import RolloutSettings
+from src.run_config import literal
 from src.training.collect import CollectSettings
 from src.training.entropy_control import EntropySettings
 from src.training.evaluation import EvaluationSettings
@@ -362,7 +363,8 @@ def _made(key: str, node: Any, plugins: Sequence[str], **extra: Any) -> Any:
         )
     try:
         check_found(plain(node), plugins, key)
-        return instantiate(node, **extra)
+        # Resolved once: what an interpolation gave may itself look like one.
+        return instantiate(literal(plain(node)), **extra)
     except ImportError as error:
         raise UserError(f"{key}: {error}") from error
     except InstantiationException as error:

@@ -96,14 +96,13 @@ def load(field: Field) -> Policy:
     Raises:
         UserError: for a base that cannot be loaded, or an adapter or weights that do not fit it.
     """
-    from omegaconf import OmegaConf
-
     from src import build
     from src.policies.switching import add_adapter, check_weights_fit
+    from src.run_config import literal
 
     _check_shapes(field)
     given = {"run": {"seed": 0}, "model": field.model, "plugins": list(field.plugins)}
-    policy: Any = build.build_policy(OmegaConf.create(given))
+    policy: Any = build.build_policy(literal(given))
     policy = policy.to(build.device()).eval()
     for number, contestant in enumerate(field.contestants):
         try:

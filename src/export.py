@@ -177,26 +177,22 @@ def source_of_run(run: Path, base: str | None = None) -> Source:
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run folder, as plain Python.
+    """The config of a run folder, as plain Python; it names a model.
 
     Raises:
-        UserError: if there is none, or it is none of ours.
+        UserError: if there is none, or it is none of ours (`src.run_config`).
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
+    from src.run_config import read_run_config
 
     path = run / "config.yaml"
     if not holds_run(run):
         raise UserError(
             f"run={run}: no config.yaml there; give the folder of a run made by src.train.{nearest_run(run)}"
         )
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "path" not in config["model"]:
+    config = read_run_config(path)
+    if "path" not in config.get("model", {}):
         raise UserError(f"{path}: has no model.path; give the folder of a run made by src.train")
-    return {str(key): value for key, value in config.items()}
+    return config
 
 
 def find_run(run: str) -> Path:

@@ -154,17 +154,36 @@ def check_sampling(sampling: dict[str, Any]) -> None:
 
 
 def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:
-    """What a training run sampled with."""
-    rollout = config["rollout"]
-    return {
-        "guidance_scale": rollout["guidance_scale"],
-        "max_plan_tokens": rollout["max_plan_tokens"],
-        **{
-            f"{level}_{key}": rollout[level].get(key)  # not there in a run from before truncation
-            for level in ("plan", "image")
-            for key in ("temperature", "top_k", "top_p")
-        },
-    }
+    """What a training run sampled with, by its config.yaml.
+
+    Raises:
+        UserError: for a setting that is none, or out of its range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from src.build import plain
+    from src.config import RolloutConfig
+    from src.config_checks import check_ranges
+    from src.run_config import literal
+
+    rollout = config.get("rollout", {})
+    keys = ("guidance_scale", "max_plan_tokens", "plan", "image")
+    try:
+        # What is not there, as in a run from before truncation, is as it was then: the default.
+        whole = OmegaConf.merge(OmegaConf.structured(RolloutConfig), literal({k: rollout[k] for k in keys}))
+        check_ranges(OmegaConf.create({"rollout": whole}))
+    except KeyError as error:
+        raise UserError(f"the run's config.yaml: rollout: has no {error}; give a run made by src.train") from error
+    except OmegaConfBaseException as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"the run's config.yaml: rollout: {first}") from error
+    except UserError as error:
+        raise UserError(f"the run's config.yaml: {error}") from error
+    sampling = {"guidance_scale": whole.guidance_scale, "max_plan_tokens": whole.max_plan_tokens}
+    for level in ("plan", "image"):
+        sampling |= {f"{level}_{key}": value for key, value in plain(whole[level]).items()}
+    return sampling
 
 
 def settings_of(sampling: dict[str, Any]) -> RolloutSettings:
@@ -190,16 +209,15 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     Raises:
         UserError: for a checkpoint, adapter or weights that cannot be used together.
     """
-    from omegaconf import OmegaConf
-
     from src import build
+    from src.run_config import literal
 
     # Without an adapter or weights of its own a fresh LoRA stands in: it changes nothing, and no copy is made.
     model = dict(chosen["model"])
     if "lora" in model and model.get("adapter") is None and chosen["weights"] is None:
         model["lora"] = {}
     given = {"run": {"seed": 0}, "model": model, "plugins": chosen["plugins"]}
-    policy: Any = build.build_policy(OmegaConf.create(given))
+    policy: Any = build.build_policy(literal(given))
     if chosen["weights"] is not None:
         from safetensors.torch import load_file
 

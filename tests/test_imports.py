@@ -46,6 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "src.config",
         "src.intervals",
         "src.cli_errors",
+        "src.run_config",
         "src.loggers.facts",
         "src.loggers.store",
         "src.training.run_folder",
