@@ -59,6 +59,12 @@ class Field:
     trained: dict[str, Any] | None
     plugins: tuple[str, ...] = ()
 
+    @property
+    def trained_file(self) -> Path:
+        """The file that `trained` was read from, for messages."""
+        run = next((one.run for one in self.contestants if one.run is not None), None)
+        return Path("config.yaml") if run is None else run / "config.yaml"
+
 
 def locate(config: DictConfig) -> Field:
     """The contestants a config of ``src.evaluate`` names, checked as far as that goes without loading weights.
@@ -82,7 +88,9 @@ def locate(config: DictConfig) -> Field:
     if "lora" in model:
         # A fresh adapter changes nothing, and with one the weights are not copied; the others go beside it.
         model |= {"lora": {}, "adapter": None}
-    sampling = dict(plain(config.sampling)) | ({} if trained is None else sampling_of_run(trained))
+    sampling = dict(plain(config.sampling))
+    if run is not None and trained is not None:
+        sampling |= sampling_of_run(trained, run / "config.yaml")
     sampling |= sampling_asked_for(config)
     # A run's config is a file, maybe somebody else's.
     check_targets(model, config.plugins, "model")

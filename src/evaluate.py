@@ -97,7 +97,7 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
         if data is None:
             raise UserError("data: missing; no run says which prompts: give data=shapes, prompts_file=PATH or run=DIR")
         # The seed of a run is that of its hold-out, where one file was split.
-        run = {"seed": run_seed(trained.get("run", {}), "run.seed", 0)}
+        run = {"seed": seed_of_run(field, "run", 0)}
         keyed = {"rollout": {"prompts_per_step": 1}, "run": run, "plugins": list(config.plugins)}
         made = build.build_data(literal({"data": data, **keyed}))
         given = tuple(made.test_records)
@@ -127,52 +127,47 @@ def experts(config: DictConfig, field: Field) -> RewardEnsemble:
             raise UserError(f"remote.url={config.remote.url}: is for a run's own experts; write rewards.remote.url")
         chosen = build.plain(config.rewards)
     else:
-        chosen = rewards_of_run(config, field.trained or {})
+        chosen = rewards_of_run(config, field)
     return build.build_rewards(literal({"rewards": chosen, "plugins": list(config.plugins)}))
 
 
-def rewards_of_run(config: DictConfig, trained: Mapping[str, Any]) -> dict[str, Any]:
+def rewards_of_run(config: DictConfig, field: Field) -> dict[str, Any]:
     """A run's ``rewards``, but for where they are served: a folder does not choose who gets pictures and a token.
 
     Raises:
         UserError: for a run without experts, or with settings that are none, or whose server the user has to name.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     from src import build
     from src.config import RewardsConfig
-    from src.run_config import literal
+    from src.run_config import typed_section
 
-    given = trained.get("rewards")
+    given = (field.trained or {}).get("rewards")
     if given is None:
         raise UserError(
             "rewards: missing; no run says which experts: give rewards=shapes (--help lists them) or run=DIR"
         )
-    try:
-        # A run made by an earlier version does not say what has come since.
-        whole = build.plain(OmegaConf.merge(OmegaConf.structured(RewardsConfig), literal(given)))
-    except OmegaConfBaseException as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"the run's config.yaml: rewards: {first}; give rewards=... instead") from error
+    whole = build.plain(typed_section(field.trained_file, "rewards", RewardsConfig, given))
+    if not isinstance(whole["experts"], dict):
+        raise UserError(f"{field.trained_file}: rewards.experts: missing; give rewards=... on the command line")
     served, here = whole["remote"]["url"], build.plain(config.remote)
     if served is not None and here["url"] is None and set(whole["experts"]) - set(whole["devices"]):
         raise UserError(
-            f"rewards: the run's experts were served at {served}, and a run folder does not choose where pictures and"
-            f" a token are sent; give remote.url={served} if that is meant, or rewards=... for other experts"
+            f"{field.trained_file}: rewards.remote.url={served}: the run's experts were served there, and a run folder"
+            f" does not choose where pictures and a token are sent; give remote.url={served} if that is meant, or"
+            " rewards=... for other experts"
         )
     return {**whole, "remote": here}
 
 
-def run_seed(section: Mapping[str, Any], key: str, default: int) -> int:
-    """The seed in a section of a run's config.
+def seed_of_run(field: Field, section: str, default: int) -> int:
+    """The seed in a section of the run's config, `default` where there is none.
 
     Raises:
         UserError: if it is no integer >= 0.
     """
-    seed = section.get("seed", default)
+    seed = (field.trained or {}).get(section, {}).get("seed", default)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise UserError(f"the run's config.yaml: {key}={seed!r}: expected an integer >= 0")
+        raise UserError(f"{field.trained_file}: {section}.seed={seed!r}: expected an integer >= 0")
     return seed
 
 
@@ -181,8 +176,7 @@ def evaluation_settings(config: DictConfig, field: Field) -> EvaluationSettings:
     from src.generate import settings_of
     from src.training.evaluation import EvaluationSettings
 
-    section = (field.trained or {}).get("evaluation", {})
-    seed = run_seed(section, "evaluation.seed", DEFAULT_SEED) if config.seed is None else config.seed
+    seed = seed_of_run(field, "evaluation", DEFAULT_SEED) if config.seed is None else config.seed
     return EvaluationSettings(settings_of(field.sampling), seed, config.n, config.batch_size)
 
 

@@ -119,7 +119,7 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
         model, weights = {**trained["model"], "path": str(source.base)}, source.weights
         if source.adapter is not None:
             model["adapter"] = str(source.adapter)
-        sampling |= sampling_of_run(trained)
+        sampling |= sampling_of_run(trained, run / "config.yaml")
     elif config.adapter is not None:
         from src.export import checkpoint_of_model, locate_source
 
@@ -153,36 +153,23 @@ def check_sampling(sampling: dict[str, Any]) -> None:
     check_numbers(sampling, settings(SamplingConfig), "sampling.")
 
 
-def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:
-    """What a training run sampled with, by its config.yaml.
+def sampling_of_run(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a training run sampled with, by its config, which was read from `path`.
 
     Raises:
-        UserError: for a setting that is none, or out of its range.
+        UserError: naming the file, for a setting that is missing, none, or out of its range.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     from src.build import plain
     from src.config import RolloutConfig
-    from src.config_checks import check_ranges
-    from src.run_config import literal
+    from src.run_config import typed_section
 
-    rollout = config.get("rollout", {})
-    keys = ("guidance_scale", "max_plan_tokens", "plan", "image")
-    try:
-        # What is not there, as in a run from before truncation, is as it was then: the default.
-        whole = OmegaConf.merge(OmegaConf.structured(RolloutConfig), literal({k: rollout[k] for k in keys}))
-        check_ranges(OmegaConf.create({"rollout": whole}))
-    except KeyError as error:
-        raise UserError(f"the run's config.yaml: rollout: has no {error}; give a run made by src.train") from error
-    except OmegaConfBaseException as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"the run's config.yaml: rollout: {first}") from error
-    except UserError as error:
-        raise UserError(f"the run's config.yaml: {error}") from error
-    sampling = {"guidance_scale": whole.guidance_scale, "max_plan_tokens": whole.max_plan_tokens}
+    given, keys = config.get("rollout", {}), ("guidance_scale", "max_plan_tokens", "plan", "image")
+    if missing := [key for key in keys if key not in given]:
+        raise UserError(f"{path}: rollout.{missing[0]}: missing; give the folder of a run made by src.train")
+    rollout = typed_section(path, "rollout", RolloutConfig, {key: given[key] for key in keys})
+    sampling = {"guidance_scale": rollout.guidance_scale, "max_plan_tokens": rollout.max_plan_tokens}
     for level in ("plan", "image"):
-        sampling |= {f"{level}_{key}": value for key, value in plain(whole[level]).items()}
+        sampling |= {f"{level}_{key}": value for key, value in plain(rollout[level]).items()}
     return sampling
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from src.cli_errors import explain_yaml
 from src.config import UserError
@@ -33,7 +33,7 @@ def literal(value: Any) -> DictConfig:
     """A config node of plain data in which ``${`` is text: resolved, it is `value` again."""
     from omegaconf import OmegaConf
 
-    node: DictConfig = OmegaConf.create(_escaped(value))
+    node: DictConfig = OmegaConf.create(escaped(value))
     return node
 
 
@@ -90,10 +90,34 @@ def read_run_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _escaped(value: Any) -> Any:
+def typed_section(path: Path, name: str, schema: type, given: Mapping[str, Any]) -> DictConfig:
+    """A section of the config at `path` as its schema's types; what is not there, as in an older run, is the default.
+
+    Raises:
+        UserError: naming file, key and problem, for a value of another type, out of its range, or an unknown key.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from src.config_checks import check_numbers
+    from src.setting import settings
+
+    try:
+        whole: Any = OmegaConf.merge(OmegaConf.structured(schema), literal(given))
+        check_numbers(OmegaConf.to_container(whole, resolve=True), settings(schema), f"{name}.")
+    except OmegaConfBaseException as error:
+        key, first = error.full_key, next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: {f'{name}.{key}' if key else name}: {first}; correct it there") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return cast("DictConfig", whole)
+
+
+def escaped(value: Any) -> Any:
+    """Plain data for a config node, with ``${`` in its texts kept from being looked up."""
     if isinstance(value, Mapping):
-        return {key: _escaped(inner) for key, inner in value.items()}
+        return {key: escaped(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_escaped(inner) for inner in value]
+        return [escaped(inner) for inner in value]
     # Backslashes in front of it would count as escapes, too.
     return _DOLLAR.sub(lambda found: found[1] * 2 + r"\${", value) if isinstance(value, str) else value

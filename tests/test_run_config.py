@@ -12,17 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from src.build import plain
+from src.cli import compose
+from src.cli_errors import group_options
 from src.config import UserError
-from src.run_config import SECTIONS, config_text, literal, read_run_config
+from src.masking import masked
+from src.run_config import SECTIONS, config_text, literal, read_run_config, write_run_config
 from src.yaml_bounds import MAX_BYTES
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.text("\\${}a:.'\"")
 PLAIN = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
-ENVIRONMENT = "BICOT_TEST_VARIABLE"
 # Each is what a config.yaml holds after `model: {path: x}`, and a part of the message.
 HOSTILE = {
-    "environment": ("rewards: {remote: {url: 'http://x/${oc.env:%s}'}}" % ENVIRONMENT, "rewards.remote.url"),
-    "environment_in_a_list": ("kinds: [a, '${oc.env:%s}']" % ENVIRONMENT, "kinds[1]"),
+    "environment": ("rewards: {remote: {url: 'http://x/${oc.env:BICOT_TEST_VARIABLE}'}}", "rewards.remote.url"),
+    "environment_in_a_list": ("kinds: [a, '${oc.env:BICOT_TEST_VARIABLE}']", "kinds[1]"),
     "resolver": ("data: {path: '${root:}/x'}", "data.path"),
     "unknown_resolver": ("data: {path: '${nobody:x}'}", "data.path"),
     "another_key": ("data: {path: '${model.path}'}", "data.path"),
@@ -71,7 +74,7 @@ def aliases(levels: int, width: int) -> str:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(ENVIRONMENT, "the-secret-of-this-machine")
+    monkeypatch.setenv("BICOT_TEST_VARIABLE", "the-secret-of-this-machine")
     return tmp_path / "config.yaml"
 
 
@@ -144,6 +147,13 @@ def test_what_a_user_wrote_comes_back(tmp_path_factory: pytest.TempPathFactory, 
 def config_text_unmasked(config: dict[str, Any]) -> str:
     """As `config_text`, which may take odd words for secrets."""
     return OmegaConf.to_yaml(literal(config))
+
+
+@pytest.mark.parametrize("experiment", group_options("experiment"))
+def test_every_shipped_config_comes_back(tmp_path: Path, experiment: str) -> None:
+    config = plain(compose([f"experiment={experiment}"]))
+    write_run_config(tmp_path / "config.yaml", config)
+    assert read_run_config(tmp_path / "config.yaml") == masked(config)
 
 
 def test_secrets_are_masked_and_sections_known(tmp_path: Path) -> None:
