@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "setting": (),
     "config": ("src.values", "src.setting"),
     "allowed_targets": ("src.config",),
-    "config_entries": ("src.config", "src.setting"),
+    "config_entries": ("src.config", "src.setting", "src.config_sources"),
     "config_checks": ("src.config", "src.config_entries", "src.setting", "src.allowed_targets", "src.masking"),
     "algorithms": ("src.values", "kernels"),
     "sharding": (),
