@@ -92,8 +92,7 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
     if given is not None and config.data is not None:
         raise UserError("data, prompts: give one of the two")
     if given is None:
-        trained = field.trained or {}
-        data = build.plain(config.data) if config.data is not None else trained.get("data")
+        data = build.plain(config.data) if config.data is not None else data_of_run(field)
         if data is None:
             raise UserError("data: missing; no run says which prompts: give data=shapes, prompts_file=PATH or run=DIR")
         # The seed of a run is that of its hold-out, where one file was split.
@@ -111,6 +110,22 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
     if not numbered:
         raise UserError("data: no prompt in its test part")
     return dict(list(numbered.items())[: config.max_prompts])
+
+
+def data_of_run(field: Field) -> dict[str, Any] | None:
+    """The run's ``data``; None where no contestant is a run.
+
+    Raises:
+        UserError: for a data set, which may itself name addresses to read from: that is for the user to say.
+    """
+    data: dict[str, Any] | None = (field.trained or {}).get("data")
+    if data is not None and (name := data.get("dataset")) is not None:
+        raise UserError(
+            f"{field.trained_file}: data.dataset={name}: the run's prompts come from a data set, and a run folder does"
+            f" not choose what is downloaded; give data=shapes data.path=null data.dataset={name} (and its other"
+            " settings) if that is meant, or prompts_file=PATH"
+        )
+    return data
 
 
 def experts(config: DictConfig, field: Field) -> RewardEnsemble:

@@ -13,6 +13,7 @@ model card; push_to_hub=true uploads all of it, register=true makes it a version
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ def export(config: DictConfig) -> int:
             )
     if config.register:
         check_register(registered_name, facts.run, config.tracking_uri)
+    if config.push_to_hub or config.register:
+        refuse_links(source, whole)
     quiet()
     with written_whole(out) as folder:
         write(config, source, folder, whole, facts)
@@ -101,6 +104,26 @@ def write(config: DictConfig, source: Source, folder: Path, whole: bool, facts: 
             policies.write_adapter(source.adapter, source.base, folder, names)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def refuse_links(source: Source, whole: bool) -> None:
+    """Check that what is sent away lies in its folder: a run, or a base it names, may be somebody else's.
+
+    Links into a Hugging Face cache are fine, which keeps its files that way. So are a base's linked weights: they are
+    read as weights, not copied.
+
+    Raises:
+        UserError: for a link to some other file of this machine.
+    """
+    from src.policies.export import WEIGHTS
+    from src.training.run_folder import leads_out
+
+    adapter = [] if source.adapter is None else [source.adapter]
+    base = [path for path in source.base.iterdir() if not path.name.endswith(WEIGHTS)] if whole else []
+    for home, path in [*((one, one) for one in adapter), *((source.base, one) for one in base)]:
+        link = leads_out(home, path)
+        if link is not None and not re.search(r"/models--[^/]+/blobs/[^/]+$", str(link.resolve())):
+            raise UserError(f"{link}: is a link out of {home}; put the file itself in its place, or delete it")
 
 
 def card_facts(config: DictConfig, source: Source, whole: bool) -> CardFacts:

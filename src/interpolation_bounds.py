@@ -78,10 +78,10 @@ def bounded(whole: bool = True) -> Iterator[None]:
         raise UserError(
             f"{error}: stands for more than a config can hold, by way of other keys; write the value out"
         ) from None
-    except RecursionError as error:
+    except RecursionError:
         raise UserError(
-            f"the config stands for itself somewhere, or goes too deep ({error}); look for a ${{...}} that names"
-            " the section it stands in"
+            "the config goes too deep: lists or sections within each other, or a ${...} that names the section it stands"
+            " in; write it flatter"
         ) from None
     finally:
         Container.resolve_parse_tree = resolve  # type: ignore[method-assign]

@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from src import cli
+from src.export import Source, refuse_links
 from src.train import COMMAND as TRAIN
+from tests.conftest import ROOT
 from tests.test_run_config import aliases
 from tests.tiny_run import SHORT, lora_run
 
@@ -224,6 +226,54 @@ def test_a_run_folder_does_not_choose_the_tracker(
     assert run(command, folder, monkeypatch, *more) == cli.EXIT_WRONG_INPUT
     assert f"give tracking_uri={listener.url}" in capsys.readouterr().err
     assert listener.received == []
+
+
+def test_a_run_folder_does_not_choose_a_data_set(
+    hostile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may lie anywhere, and may itself name addresses; the user may ask for it by name."""
+    asked: list[str] = []
+    monkeypatch.setattr("src.data.module.read_dataset", lambda name, *_: asked.append(name) or [])
+    folder = hostile({"data.path": None, "data.dataset": "collector/prompts"})
+    assert run("evaluate", folder, monkeypatch) == cli.EXIT_WRONG_INPUT
+    assert "give data=shapes data.path=null data.dataset=collector/prompts" in capsys.readouterr().err
+    assert asked == []
+    run("evaluate", folder, monkeypatch, "data=shapes", "data.path=null", "data.dataset=collector/prompts")
+    assert asked == ["collector/prompts"]
+
+
+@pytest.mark.parametrize("where", ["adapter", "base"])
+def test_an_export_that_is_sent_takes_no_other_file_along(
+    where: str,
+    hostile: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Neither of what the run trained, nor of the base it names."""
+    base, secret = tmp_path / "theirs" / "base", tmp_path / "id_rsa"
+    shutil.copytree(ROOT / "src/shapes/checkpoint", base)
+    secret.write_text("private", encoding="utf-8")
+    folder = hostile({"model.path": str(base)})
+    ((folder / "adapter") if where == "adapter" else base).joinpath("notes.txt").symlink_to(secret)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_user_alone")
+    sent: list[Path] = []
+    monkeypatch.setattr("src.export.push", lambda out, *_: sent.append(out) or "")
+    assert run("export", folder, monkeypatch, "merge=true", "push_to_hub=true", "repo=me/x") == cli.EXIT_WRONG_INPUT
+    assert f"{'adapter' if where == 'adapter' else 'base'}/notes.txt: is a link out of" in capsys.readouterr().err
+    assert sent == []
+
+
+def test_a_base_in_the_hubs_cache_is_sent(tmp_path: Path) -> None:
+    """All its files are links there."""
+    snapshot, blobs = (tmp_path / "models--me--x" / part for part in ("snapshots/1", "blobs"))
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").touch()
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/abc")
+    refuse_links(Source(snapshot, None), whole=True)
+    (snapshot / "model.safetensors").symlink_to(tmp_path)  # weights are not copied
+    refuse_links(Source(snapshot, None), whole=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
