@@ -80,8 +80,8 @@ def bounded(whole: bool = True) -> Iterator[None]:
         ) from None
     except RecursionError:
         raise UserError(
-            "the config goes too deep: lists or sections within each other, or a ${...} that names the section it stands"
-            " in; write it flatter"
+            "the config goes too deep: lists or sections within each other, or a ${...} that names its own section"
+            "; write it flatter"
         ) from None
     finally:
         Container.resolve_parse_tree = resolve  # type: ignore[method-assign]
