@@ -53,23 +53,31 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
     Raises:
         UserError: for an override or config file that cannot be composed, or a value out of range.
     """
+    from src.interpolation_bounds import bounded
+
+    with bounded():
+        return _composed(spelled_out(overrides), config_name)
+
+
+def _composed(overrides: list[str], config_name: str) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from src.cli_errors import explain, explain_yaml
+    from src.cli_errors import explain, explain_interpolation, explain_yaml
     from src.config import CONFIGS, UserError
     from src.config_checks import validate
     from src.config_entries import register
     from src.typed_words import as_typed, expand_paths
 
     register()
-    overrides = spelled_out(overrides)
     words = as_typed(overrides, config_name)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = hydra_compose(config_name, words)
+    except (UserError, RecursionError):  # of a config file
+        raise
     except YAMLError as error:
         raise UserError(explain_yaml(error)) from error
     except Exception as error:
@@ -79,7 +87,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> Any:
         expand_paths(config, config_name)
         validate(config, config_name)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise UserError(explain(error, overrides, config_name)) from error
+        raise UserError(explain_interpolation(error, config)) from error
     return config
 
 
@@ -149,10 +157,10 @@ def help_page(command: Command) -> str:
 def _show(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from src.masking import masked
+    from src.run_config import config_text
 
-    shown = masked(OmegaConf.to_container(config, resolve=True))
-    print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
+    shown: Any = OmegaConf.to_container(config, resolve=True)
+    print(config_text(shown), end="")
     return 0
 
 

@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from src.config import CONFIGS
+
+if TYPE_CHECKING:
+    from omegaconf.errors import OmegaConfBaseException
 
 LONGEST = 1000  # characters of somebody else's message
 
@@ -58,11 +62,46 @@ def explain(error: BaseException, overrides: Sequence[str], root: str = "config"
     return _first_lines(text) or f"{type(error).__name__} (in: {' '.join(overrides)})"
 
 
-def explain_yaml(error: Exception) -> str:
-    """A config file that is not YAML: file, line and what the parser expected."""
+def explain_yaml(error: Exception, file: str | None = None) -> str:
+    """A config file that is not YAML: file, line and what the parser expected.
+
+    file: its name, where the parser was given the text alone.
+    """
     mark = getattr(error, "problem_mark", None)
-    where = f"{_short(mark.name)}:{mark.line + 1}: " if mark is not None else ""
-    return f"{where}not valid YAML: {getattr(error, 'problem', error)}"
+    name = file or (None if mark is None else mark.name)
+    line = "" if mark is None else f":{mark.line + 1}"
+    # A character that YAML does not allow has a reason and no problem.
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return f"{'' if name is None else f'{_short(name)}{line}: '}not valid YAML: {problem}"
+
+
+def explain_interpolation(error: OmegaConfBaseException, config: Any) -> str:
+    """What keeps a composed config from being resolved: file and key as far as known, the text and the fix."""
+    from omegaconf import OmegaConf
+
+    from src.config_sources import file_with
+
+    key = str(error.full_key or "")
+    text = _value_at(OmegaConf.to_container(config, resolve=False), key)
+    file = file_with(text) if text is not None else None
+    problem = _first_lines(str(error)).partition(" full_key:")[0]
+    where = [_short(file)] if file else []
+    where += [key if text is None else f"{key}={text}"] if key else []
+    variable = re.search(r"Environment variable '([^']+)' not found", problem)
+    fix = f"set {variable[1]} in the environment" if variable else "correct it"
+    return ": ".join([*where, problem]) + f"; {fix}, or give {key or 'the key'} a value of its own"
+
+
+def _value_at(config: Any, key: str) -> str | None:
+    """The text at a dotted key of plain data; None where there is none."""
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(config, dict):
+            config = config.get(part)
+        elif isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            return None
+    return config if key and isinstance(config, str) else None
 
 
 def _chain(error: BaseException | None) -> str:
@@ -109,6 +148,9 @@ def _ambiguous(match: re.Match[str], text: str) -> str:
 
 def _grammar(match: re.Match[str], text: str) -> str:
     found = re.search(r"Error parsing override '([^']+)'", text)
+    if found is None and (full_key := _full_key(text)):  # in a value of a config file
+        what = next(line.strip() for line in text.splitlines() if match[0][:20] in line)
+        return f"{full_key}: not a valid ${{...}}: {what}; \\${{ stands for these very characters"
     what = found[1] if found else "an argument"
     return f"{what}: not of the form key=value; values with special characters need quotes inside quotes: key='\"...\"'"
 
@@ -119,8 +161,10 @@ def _full_key(text: str) -> str | None:
 
 
 def _file(text: str) -> str:
+    from src.config_sources import file_named
+
     found = re.search(r"In '([^']+)'", text)
-    return "" if found is None else f"configs/{found[1]}.yaml"
+    return "" if found is None else _short(file_named(f"{found[1]}.yaml") or f"configs/{found[1]}.yaml")
 
 
 def _short(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from src.config import GROUP_SCHEMAS, ROOT, Config
+from src.config import GROUP_SCHEMAS, ROOT, Config, RemoteConfig
 from src.setting import (
     BATCH,
     COUNT,
@@ -157,6 +157,7 @@ class EvaluateConfig(PaintingConfig):
     adapters: Any = paths_field()  # more models: run folders or PEFT folders: one, a list, or {name: folder}
     data: Any = None  # null: the run's
     rewards: Any = None  # null: the run's
+    remote: RemoteConfig = field(default_factory=RemoteConfig)  # where the run's experts are served, if they are
     prompts: Any = text_field()  # instead of data; read off the command line as they are, as is prompts_file
     prompts_file: str | None = path_field()
     kinds: list[str] | None = None  # only prompts of these task types
@@ -266,10 +267,13 @@ def settings_of(root: str) -> dict[str, Setting]:
 
 
 def register() -> None:
-    """Put the schema into Hydra's ConfigStore and two resolvers into OmegaConf; idempotent.
+    """Tell Hydra the schema and the bounds of the files it reads, and OmegaConf two resolvers; idempotent.
 
     ``${root:}`` is the checkout, ``${home:PATH}`` the path with ``~`` expanded.
     """
+    from src.config_sources import register_sources
+
+    register_sources()
     store = ConfigStore.instance()
     for name, schema in ROOT_SCHEMAS.items():
         store.store(name="schema" if name == "config" else f"{name}_schema", node=schema)

@@ -60,6 +60,12 @@ class Field:
     trained: dict[str, Any] | None
     plugins: tuple[str, ...] = ()
 
+    @property
+    def trained_file(self) -> Path:
+        """The file that `trained` was read from, for messages."""
+        run = next((one.run for one in self.contestants if one.run is not None), None)
+        return Path("config.yaml") if run is None else run / "config.yaml"
+
 
 def locate(config: DictConfig) -> Field:
     """The contestants a config of ``src.evaluate`` names, checked as far as that goes without loading weights.
@@ -85,7 +91,9 @@ def locate(config: DictConfig) -> Field:
     if "lora" in model:
         # A fresh adapter changes nothing, and with one the weights are not copied; the others go beside it.
         model |= {"lora": {}, "adapter": None}
-    sampling = dict(plain(config.sampling)) | ({} if trained is None else sampling_of_run(trained))
+    sampling = dict(plain(config.sampling))
+    if run is not None and trained is not None:
+        sampling |= sampling_of_run(trained, run / "config.yaml")
     sampling |= sampling_asked_for(config)
     check_sampling(sampling)
     return Field(contestants, model, sampling, trained, tuple(config.plugins))
@@ -97,14 +105,13 @@ def load(field: Field) -> Policy:
     Raises:
         UserError: for a base that cannot be loaded, or an adapter or weights that do not fit it.
     """
-    from omegaconf import OmegaConf
-
     from src import build
     from src.policies.switching import add_adapter, check_weights_fit
+    from src.run_config import literal
 
     _check_shapes(field)
     given = {"run": {"seed": 0}, "model": field.model, "plugins": list(field.plugins)}
-    policy: Any = build.build_policy(OmegaConf.create(given))
+    policy: Any = build.build_policy(literal(given))
     policy = policy.to(build.device()).eval()
     for number, contestant in enumerate(field.contestants):
         try:

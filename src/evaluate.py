@@ -86,21 +86,19 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
     Raises:
         UserError: where nothing says which prompts, or none is left.
     """
-    from omegaconf import OmegaConf
-
     from src import build
+    from src.run_config import literal
 
     if given is not None and config.data is not None:
         raise UserError("data, prompts: give one of the two")
     if given is None:
-        trained = field.trained or {}
-        data = config.data if config.data is not None else trained.get("data")
+        data = build.plain(config.data) if config.data is not None else data_of_run(field)
         if data is None:
             raise UserError("data: missing; no run says which prompts: give data=shapes, prompts_file=PATH or run=DIR")
         # The seed of a run is that of its hold-out, where one file was split.
-        run = {"seed": (trained.get("run") or {}).get("seed", 0)}
-        keyed = {"rollout": {"prompts_per_step": 1}, "run": run, "plugins": config.plugins}
-        made = build.build_data(OmegaConf.create({"data": data, **keyed}))
+        run = {"seed": seed_of_run(field, "run", 0)}
+        keyed = {"rollout": {"prompts_per_step": 1}, "run": run, "plugins": list(config.plugins)}
+        made = build.build_data(literal({"data": data, **keyed}))
         given = tuple(made.test_records)
     numbered = dict(enumerate(given))
     if config.kinds is not None:
@@ -114,25 +112,78 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
     return dict(list(numbered.items())[: config.max_prompts])
 
 
+def data_of_run(field: Field) -> dict[str, Any] | None:
+    """The run's ``data``; None where no contestant is a run.
+
+    Raises:
+        UserError: for a data set, which may itself name addresses to read from: that is for the user to say.
+    """
+    data: dict[str, Any] | None = (field.trained or {}).get("data")
+    if data is not None and (name := data.get("dataset")) is not None:
+        raise UserError(
+            f"{field.trained_file}: data.dataset={name}: the run's prompts come from a data set, and a run folder does"
+            f" not choose what is downloaded; give data=shapes data.path=null data.dataset={name} (and its other"
+            " settings) if that is meant, or prompts_file=PATH"
+        )
+    return data
+
+
 def experts(config: DictConfig, field: Field) -> RewardEnsemble:
     """The experts of the command line, else the run's.
 
     Raises:
-        UserError: where neither says which.
+        UserError: where neither says which, or the run's were served and nobody but its folder says where.
     """
-    from omegaconf import OmegaConf
+    from src import build
+    from src.run_config import literal
 
+    if config.rewards is not None:
+        if config.remote.url is not None:
+            raise UserError(f"remote.url={config.remote.url}: is for a run's own experts; write rewards.remote.url")
+        chosen = build.plain(config.rewards)
+    else:
+        chosen = rewards_of_run(config, field)
+    return build.build_rewards(literal({"rewards": chosen, "plugins": list(config.plugins)}))
+
+
+def rewards_of_run(config: DictConfig, field: Field) -> dict[str, Any]:
+    """A run's ``rewards``, but for where they are served: a folder does not choose who gets pictures and a token.
+
+    Raises:
+        UserError: for a run without experts, or with settings that are none, or whose server the user has to name.
+    """
     from src import build
     from src.config import RewardsConfig
+    from src.run_config import typed_section
 
-    chosen = config.rewards if config.rewards is not None else (field.trained or {}).get("rewards")
-    if chosen is None:
+    given = (field.trained or {}).get("rewards")
+    if given is None:
         raise UserError(
             "rewards: missing; no run says which experts: give rewards=shapes (--help lists them) or run=DIR"
         )
-    # A run made by an earlier version does not say what has come since.
-    whole = OmegaConf.merge(OmegaConf.structured(RewardsConfig), chosen)
-    return build.build_rewards(OmegaConf.create({"rewards": whole, "plugins": config.plugins}))
+    whole = build.plain(typed_section(field.trained_file, "rewards", RewardsConfig, given))
+    if not isinstance(whole["experts"], dict):
+        raise UserError(f"{field.trained_file}: rewards.experts: missing; give rewards=... on the command line")
+    served, here = whole["remote"]["url"], build.plain(config.remote)
+    if served is not None and here["url"] is None and set(whole["experts"]) - set(whole["devices"]):
+        raise UserError(
+            f"{field.trained_file}: rewards.remote.url={served}: the run's experts were served there, and a run folder"
+            f" does not choose where pictures and a token are sent; give remote.url={served} if that is meant, or"
+            " rewards=... for other experts"
+        )
+    return {**whole, "remote": here}
+
+
+def seed_of_run(field: Field, section: str, default: int) -> int:
+    """The seed in a section of the run's config, `default` where there is none.
+
+    Raises:
+        UserError: if it is no integer >= 0.
+    """
+    seed = (field.trained or {}).get(section, {}).get("seed", default)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"{field.trained_file}: {section}.seed={seed!r}: expected an integer >= 0")
+    return seed
 
 
 def evaluation_settings(config: DictConfig, field: Field) -> EvaluationSettings:
@@ -140,8 +191,7 @@ def evaluation_settings(config: DictConfig, field: Field) -> EvaluationSettings:
     from src.generate import settings_of
     from src.training.evaluation import EvaluationSettings
 
-    own = ((field.trained or {}).get("evaluation") or {}).get("seed", DEFAULT_SEED)
-    seed = own if config.seed is None else config.seed
+    seed = seed_of_run(field, "evaluation", DEFAULT_SEED) if config.seed is None else config.seed
     return EvaluationSettings(settings_of(field.sampling), seed, config.n, config.batch_size)
 
 
@@ -253,6 +303,7 @@ COMMAND = cli.Command(
         "run=NAME | run=DIR                what it trained beside its base, on its test prompts, by its experts",
         "adapter=DIR adapters=[DIR,...]    more: run folders or PEFT folders; {name: DIR} names them",
         "data=... rewards=...              other prompts (their test part), other experts",
+        "remote.url remote.token_file      where the run's experts are served; its folder does not choose that",
         'prompts="..." prompts_file=PATH   prompts instead of data, as in src.generate',
         "kinds max_prompts n seed temperature guidance_scale max_plan_tokens batch_size",
         "embedding=pixels|EXPERT           what diversity is measured on",

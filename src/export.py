@@ -13,6 +13,7 @@ model card; push_to_hub=true uploads all of it, register=true makes it a version
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ def export(config: DictConfig) -> int:
             )
     if config.register:
         check_register(registered_name, facts.run, config.tracking_uri)
+    if config.push_to_hub or config.register:
+        refuse_links(source, whole)
     quiet()
     with written_whole(out) as folder:
         write(config, source, folder, whole, facts)
@@ -101,6 +104,26 @@ def write(config: DictConfig, source: Source, folder: Path, whole: bool, facts: 
             policies.write_adapter(source.adapter, source.base, folder, names)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def refuse_links(source: Source, whole: bool) -> None:
+    """Check that what is sent away lies in its folder: a run, or a base it names, may be somebody else's.
+
+    Links into a Hugging Face cache are fine, which keeps its files that way. So are a base's linked weights: they are
+    read as weights, not copied.
+
+    Raises:
+        UserError: for a link to some other file of this machine.
+    """
+    from src.policies.export import WEIGHTS
+    from src.training.run_folder import leads_out
+
+    adapter = [] if source.adapter is None else [source.adapter]
+    base = [path for path in source.base.iterdir() if not path.name.endswith(WEIGHTS)] if whole else []
+    for home, path in [*((one, one) for one in adapter), *((source.base, one) for one in base)]:
+        link = leads_out(home, path)
+        if link is not None and not re.search(r"/models--[^/]+/blobs/[^/]+$", str(link.resolve())):
+            raise UserError(f"{link}: is a link out of {home}; put the file itself in its place, or delete it")
 
 
 def card_facts(config: DictConfig, source: Source, whole: bool) -> CardFacts:
@@ -177,26 +200,22 @@ def source_of_run(run: Path, base: str | None = None) -> Source:
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run folder, as plain Python.
+    """The config of a run folder, as plain Python; it names a model.
 
     Raises:
-        UserError: if there is none, or it is none of ours.
+        UserError: if there is none, or it is none of ours (`src.run_config`).
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
+    from src.run_config import read_run_config
 
     path = run / "config.yaml"
     if not holds_run(run):
         raise UserError(
             f"run={run}: no config.yaml there; give the folder of a run made by src.train.{nearest_run(run)}"
         )
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "path" not in config["model"]:
+    config = read_run_config(path)
+    if "path" not in config.get("model", {}):
         raise UserError(f"{path}: has no model.path; give the folder of a run made by src.train")
-    return {str(key): value for key, value in config.items()}
+    return config
 
 
 def find_run(run: str) -> Path:

@@ -119,7 +119,7 @@ def choose_model(config: DictConfig) -> dict[str, Any]:
         model, weights = {**trained["model"], "path": str(source.base)}, source.weights
         if source.adapter is not None:
             model["adapter"] = str(source.adapter)
-        sampling |= sampling_of_run(trained)
+        sampling |= sampling_of_run(trained, run / "config.yaml")
     elif config.adapter is not None:
         from src.export import checkpoint_of_model, locate_source
 
@@ -153,18 +153,24 @@ def check_sampling(sampling: dict[str, Any]) -> None:
     check_numbers(sampling, settings(SamplingConfig), "sampling.")
 
 
-def sampling_of_run(config: dict[str, Any]) -> dict[str, Any]:
-    """What a training run sampled with."""
-    rollout = config["rollout"]
-    return {
-        "guidance_scale": rollout["guidance_scale"],
-        "max_plan_tokens": rollout["max_plan_tokens"],
-        **{
-            f"{level}_{key}": rollout[level].get(key)  # not there in a run from before truncation
-            for level in ("plan", "image")
-            for key in ("temperature", "top_k", "top_p")
-        },
-    }
+def sampling_of_run(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a training run sampled with, by its config, which was read from `path`.
+
+    Raises:
+        UserError: naming the file, for a setting that is missing, none, or out of its range.
+    """
+    from src.build import plain
+    from src.config import RolloutConfig
+    from src.run_config import typed_section
+
+    given, keys = config.get("rollout", {}), ("guidance_scale", "max_plan_tokens", "plan", "image")
+    if missing := [key for key in keys if key not in given]:
+        raise UserError(f"{path}: rollout.{missing[0]}: missing; give the folder of a run made by src.train")
+    rollout = typed_section(path, "rollout", RolloutConfig, {key: given[key] for key in keys})
+    sampling = {"guidance_scale": rollout.guidance_scale, "max_plan_tokens": rollout.max_plan_tokens}
+    for level in ("plan", "image"):
+        sampling |= {f"{level}_{key}": value for key, value in plain(rollout[level]).items()}
+    return sampling
 
 
 def settings_of(sampling: dict[str, Any]) -> RolloutSettings:
@@ -190,17 +196,16 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     Raises:
         UserError: for a checkpoint, adapter or weights that cannot be used together, or that hold NaN.
     """
-    from omegaconf import OmegaConf
-
     from src import build
     from src.loaded import check_loaded
+    from src.run_config import literal
 
     # Without an adapter or weights of its own a fresh LoRA stands in: it changes nothing, and no copy is made.
     model = dict(chosen["model"])
     if "lora" in model and model.get("adapter") is None and chosen["weights"] is None:
         model["lora"] = {}
     given = {"run": {"seed": 0}, "model": model, "plugins": chosen["plugins"]}
-    policy: Any = build.build_policy(OmegaConf.create(given))
+    policy: Any = build.build_policy(literal(given))
     if chosen["weights"] is not None:
         from safetensors.torch import load_file
 

@@ -72,8 +72,8 @@ def registry_of(run: Path | None, tracking_uri: str | None) -> tuple[str, str | 
             raise UserError(f"{run / 'mlflow.json'}: not valid JSON ({error})") from error
         if not isinstance(known, dict):
             raise UserError(f"{run / 'mlflow.json'}: not what src.train writes; give tracking_uri=URI without run=")
-    uri = tracking_uri or noted_uri(known.get("tracking_uri"))
-    store = locate_store(uri, Path("runs") if run is None else run.absolute().parent)
+    root = Path("runs") if run is None else run.absolute().parent
+    store = locate_store(tracking_uri or noted_uri(known.get("tracking_uri"), root), root, key="tracking_uri")
     return (
         store.uri,
         known.get("run_id") if masked_text(store.uri) == known.get("tracking_uri") else None,
@@ -90,6 +90,8 @@ def register(folder: Path, name: str, run: Path | None, tracking_uri: str | None
     Raises:
         UserError: if the store refuses.
     """
+    from src.loggers.store import check_artifacts, named
+
     uri, run_id, artifacts = registry_of(run, tracking_uri)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -102,6 +104,7 @@ def register(folder: Path, name: str, run: Path | None, tracking_uri: str | None
             where = client.create_experiment("exports", location) if experiment is None else experiment.experiment_id
             run_id = client.create_run(where, run_name=name).info.run_id
             client.set_terminated(run_id)
+        check_artifacts(client.get_run(run_id).info.artifact_uri, uri, named(tracking_uri))
         place = f"exported/{folder.name}"
         client.log_artifacts(run_id, str(folder), place)
         if not client.search_registered_models(f"name = '{name}'"):

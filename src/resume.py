@@ -13,6 +13,7 @@ from torch import Tensor
 from src.config import UserError
 from src.masking import masked
 from src.policies.weight_files import CheckpointError, check_finite
+from src.run_config import literal, read_run_config
 from src.training.console import say
 from src.training.run_folder import RunFolder, newest_unfinished, write_text
 from src.training.sound_files import checksum_path, damage
@@ -144,7 +145,8 @@ def check_settings(folder: RunFolder, config: DictConfig) -> None:
     if not folder.config.is_file():
         return
     # The file keeps no secrets: what is masked in both is taken for the same.
-    made, now = (_masked(given) for given in (OmegaConf.load(folder.config), config))
+    held = OmegaConf.to_container(config, resolve=True)
+    made, now = (literal(masked(given)) for given in (read_run_config(folder.config), held))
     changes = {
         name: (OmegaConf.select(made, name), OmegaConf.select(now, name))
         for key in FIXED
@@ -170,10 +172,6 @@ def difference(old: Any, new: Any, key: str) -> list[str]:
         names = dict.fromkeys([*old, *new])
         return [found for name in names for found in difference(old.get(name), new.get(name), f"{key}.{name}")]
     return [] if old == new else [key]
-
-
-def _masked(config: Any) -> DictConfig:
-    return OmegaConf.create(masked(OmegaConf.to_container(config, resolve=True)))
 
 
 def _plain(config: Any, key: str) -> Any:

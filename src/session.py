@@ -14,17 +14,17 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import build
 from src.config import UserError
 from src.loaded import check_loaded, reference_note
 from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts, dataset_facts
-from src.masking import masked
 from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.resume import check_settings, finished_batches, refuse_other_weights
+from src.run_config import write_run_config
 from src.training.callbacks import (
     BestByValidation,
     CheckLoaded,
@@ -43,7 +43,7 @@ from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.provenance import hardware, reset_peak_memory
 from src.training.rank_watch import RankWatch
-from src.training.run_folder import RunFolder, write_text
+from src.training.run_folder import RunFolder
 from src.training.sharded import ShardedStrategy
 from src.training.watchdog import Watchdog
 
@@ -102,7 +102,7 @@ class Session:
         if checkpoint is not None:
             refuse_other_weights(checkpoint, module.trained_state())
         if trainer.is_global_zero:
-            write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(masked(facts.config))))
+            write_run_config(folder.config, facts.config)
         log_parameters(loggers, facts)
         note = reference_note(config, module.collecting.reference)
         if note is not None and checkpoint is None:

@@ -13,6 +13,7 @@ from src.config import CONFIGS, LoggerConfig, UserError
 from src.config_checks import validate
 from src.config_entries import register
 from src.factories import current
+from src.interpolation_bounds import bounded
 from src.typed_words import as_typed, expand_paths
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Job:
         self.command = command
 
     def __call__(self, config: Any) -> int:
-        expand_paths(config, self.command.config)
-        validate(config, self.command.config)
+        with bounded():
+            expand_paths(config, self.command.config)
+            validate(config, self.command.config)
         code = self.command.task(config)
         if code:
             raise JobFailed(code)
@@ -75,7 +77,8 @@ def sweep(command: Command, overrides: Sequence[str]) -> int:
     sys.argv = [before[0], "--multirun", *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(config_path=str(CONFIGS), config_name=command.config, version_base="1.3")(Job(command))()
+        with bounded(whole=False):  # it ends with the last job
+            hydra.main(config_path=str(CONFIGS), config_name=command.config, version_base="1.3")(Job(command))()
     except JobFailed as failure:
         return failure.code
     except (HydraException, OmegaConfBaseException) as error:
@@ -118,7 +121,7 @@ def _check_hydra(overrides: Sequence[str], config_name: str, plugins: Sequence[s
 
     from src.allowed_targets import check_hydra
 
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with bounded(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
         whole = compose(config_name, list(overrides), return_hydra_config=True)
     # Unresolved: some of it is known in a job only. An interpolation is no allowed target.
     hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)

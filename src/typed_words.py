@@ -47,6 +47,8 @@ def expand_paths(config: Any, root: str) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from src.run_config import escaped
+
     known = settings_of(root)
     for key in [*(key for key in known if known[key].typed in (PATH, PATHS)), *_of_parts(config, known)]:
         try:
@@ -58,7 +60,8 @@ def expand_paths(config: Any, root: str) -> None:
             ) from error
         found = _expanded(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
         if found is not None:
-            OmegaConf.update(config, key, found, merge=False)
+            # Resolved above: what an interpolation gave may itself look like one.
+            OmegaConf.update(config, key, escaped(found), merge=False)
 
 
 def _of_parts(config: Any, known: Mapping[str, Setting]) -> list[str]:

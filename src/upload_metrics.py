@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from src import cli
 from src.config import UserError
@@ -27,7 +27,7 @@ def upload(config: DictConfig) -> int:
     """
     from src.export import find_run
     from src.loggers.mlflow_journal import write_journal
-    from src.loggers.store import locate_store, noted_uri
+    from src.loggers.store import check_artifacts, locate_store, named, noted_uri
     from src.training.run_folder import RunFolder
 
     if config.run is None:
@@ -36,7 +36,9 @@ def upload(config: DictConfig) -> int:
     rows = metric_rows(folder)
     journal = journal_of(folder)
     experiment = config.experiment_name or journal.experiment
-    store = locate_store(config.tracking_uri or noted_uri(journal.tracking_uri), folder.path.parent, key="tracking_uri")
+    root = folder.path.parent
+    noted = config.tracking_uri or noted_uri(journal.tracking_uri, root)
+    store = locate_store(noted, root, key="tracking_uri")
     if store.unreachable is not None:
         raise UserError(f"tracking_uri={store.uri}: no MLflow server answers there ({store.unreachable})")
     from mlflow.exceptions import MlflowException
@@ -50,6 +52,7 @@ def upload(config: DictConfig) -> int:
         writer.prepare(store.uri, experiment, None if store.artifacts is None else str(store.artifacts))
         known = journal.run_in(store.uri)
         run_id = writer.begin(known, journal.name, dict(journal.tags), dict(journal.parameters))
+        check_artifacts(writer.client.get_run(run_id).info.artifact_uri, store.uri, named(config.tracking_uri))
         # Before the first figure: cut off here, the next time goes on in the same run.
         write_journal(folder, journal.with_run(store.uri, run_id, pending=True))
         if journal.datasets:
@@ -89,19 +92,20 @@ def metric_rows(folder: RunFolder) -> list[Metric]:
 
 def journal_of(folder: RunFolder) -> Journal:
     """The run's journal; made up from its folder where another logger was chosen."""
-    from omegaconf import OmegaConf
-
     from src.loggers.facts import run_parameters
     from src.loggers.mlflow_journal import Journal, read_journal
+    from src.run_config import read_run_config
 
     known = read_journal(folder)
     if known is not None:
         return known
     if not folder.config.is_file():
         raise UserError(f"run={folder.path}: no config.yaml there; give a run folder of src.train")
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    config = read_run_config(folder.config)
     summary = folder.read_summary() or {}
-    path, run = folder.path.resolve(), config["run"]
+    path, run = folder.path.resolve(), config.get("run", {})
+    if not {"name", "seed"} <= run.keys():
+        raise UserError(f"{folder.config}: has no run.name and run.seed; give a run folder of src.train")
     facts = {"experiment": run["name"], "seed": run["seed"], "run_folder": path}
     facts |= {name: summary[name] for name in ("hardware", "git_commit") if summary.get(name)}
     tags = {name: str(value) for name, value in facts.items()}

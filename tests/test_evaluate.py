@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,9 @@ def test_runs_go_by_their_names_below_runs(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "runs" / name).mkdir()
         for entry in source.path.iterdir():
             (tmp_path / "runs" / name / entry.name).symlink_to(entry)
+        # A run's config is no link out of its folder.
+        (tmp_path / "runs" / name / "config.yaml").unlink()
+        shutil.copy(source.config, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "run=mine", "adapters=[whole]", "n=1", "max_prompts=1", "out=out") == 0
     models = summary(tmp_path / "out")["models"]

@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # Of each room only the list of what a config may call there.
     "factories": ("src.data", "src.loggers", "src.policies", "src.rewards"),
     "allowed_targets": ("src.config", "src.factories"),
-    "config_entries": ("src.config", "src.setting"),
+    "config_entries": ("src.config", "src.setting", "src.config_sources"),
     "config_checks": (
         *("src.config", "src.config_entries", "src.setting", "src.allowed_targets", "src.factories", "src.masking"),
     ),
@@ -50,6 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "src.config",
         "src.intervals",
         "src.cli_errors",
+        "src.run_config",
         "src.loggers.facts",
         "src.loggers.store",
         "src.training.run_folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from src.cli import compose
 from src.config import UserError
 from src.contestants import Contestant
 from src.export import locate_source
-from src.loggers.store import CREDENTIALS, noted_uri
+from src.loggers.store import check_artifacts, noted_uri
 from src.model_card import CardFacts, complete_card
 from src.policies.adapter_files import check_adapter_directory
 from src.policies.weight_files import CheckpointError, could_be_path, weight_files
@@ -159,31 +160,48 @@ def test_a_model_card_takes_no_other_file_along(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"README.md", "samples_after.png"}
 
 
-def test_a_run_folder_chooses_no_database(tmp_path: Path) -> None:
-    """Neither a new one, nor one that is another program's."""
-    new, other, store = (tmp_path / name for name in ("deep/new.db", "cookies.db", "mlflow.db"))
-    for file, tables in ((other, ["cookies"]), (store, ["alembic_version", "experiments"])):
-        database = sqlite3.connect(file)
-        for table in tables:
-            database.execute(f"CREATE TABLE {table} (x)")
-        database.close()
+def test_a_run_folder_chooses_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a new one, nor one that is another program's, nor a store of MLflow but the one beside it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    new, other, store = (tmp_path / name for name in ("deep/new.db", "cookies.db", "root/mlflow.db"))
+    store.parent.mkdir()
+    for file in (other, store):
+        sqlite3.connect(file).execute("CREATE TABLE experiments (x)")
     before = other.read_bytes()
-    for file in (new, other, tmp_path, Path("a\0b"), Path("x" * 5000)):
-        with pytest.raises(UserError, match="no MLflow store"):
-            noted_uri(f"sqlite:///{file}")
-    assert noted_uri(f"sqlite:///{store}") == f"sqlite:///{store}"
+    for file in (new, other, store.with_name("second.db"), tmp_path, Path("a\0b"), Path("x" * 5000)):
+        with pytest.raises(UserError, match="give tracking_uri=sqlite:///"):
+            noted_uri(f"sqlite:///{file}", store.parent)
+    assert noted_uri(f"sqlite:///{store}", store.parent) == f"sqlite:///{store}"
+    assert noted_uri(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", store.parent) is not None
     assert (new.parent.exists(), other.read_bytes()) == (False, before)
 
 
-@pytest.mark.parametrize("variable", CREDENTIALS)
-def test_a_run_folder_does_not_choose_who_gets_the_token(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    noted = "https://collector.example:5000"
-    assert noted_uri(noted) == noted
-    monkeypatch.setenv(variable, "my-token-of-mlflow")
-    with pytest.raises(UserError, match=variable):
-        noted_uri(noted)
+@pytest.mark.parametrize(
+    "noted", ["https://collector.example:5000", "databricks://x", "postgresql://x/y", "mlflow://x"]
+)
+def test_a_run_folder_does_not_choose_who_gets_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: str
+) -> None:
+    """Nor one of .netrc, which no variable shows."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=f"give tracking_uri={noted} if that is meant"):
+        noted_uri(noted, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", noted)
-    assert noted_uri(noted) == noted
+    assert noted_uri(noted, tmp_path) == noted
+
+
+def test_a_store_that_lay_beside_a_run_does_not_choose_where_artifacts_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store, place = f"sqlite:///{tmp_path / 'theirs/mlflow.db'}", "mlflow-artifacts://collector.example/x"
+    with pytest.raises(UserError, match=re.escape(f"give tracking_uri={store} if")):
+        check_artifacts(place, store, False)
+    check_artifacts(place, store, True)
+    check_artifacts(place, f"sqlite:///{tmp_path / 'runs/mlflow.db'}", False)
+    check_artifacts("/tmp/x", store, False)  # noqa: S108
+    check_artifacts("file:///tmp/x", store, False)
 
 
 def test_what_could_be_a_path() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from src.comparison.records import PromptScores, RunRecord, Series, read_scores
 from src.config import UserError
 from src.loggers.facts import run_parameters
+from src.run_config import read_run_config
 from src.training.run_folder import RunFolder
 
 
@@ -43,7 +44,7 @@ def read_run(path: Path) -> RunRecord:
         name=path.resolve().name,
         status=_status(summary),
         folder=path,
-        parameters=run_parameters(_config(folder.config)),
+        parameters=run_parameters(read_run_config(folder.config)),
         metrics=frozenset(series),
         history=lambda name: series.get(name, ()),
         scores=scores_of(folder),
@@ -94,20 +95,6 @@ def _metrics(path: Path) -> dict[str, Series]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as a run's metrics ({type(error).__name__}: {error})") from error
     return {name: tuple(sorted(values)) for name, values in columns.items()}
-
-
-def _config(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: is no run's config; give the folder of a run made by src.train")
-    return {str(key): value for key, value in config.items()}
 
 
 def _mlflow_run(path: Path) -> str | None:

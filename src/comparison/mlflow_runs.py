@@ -11,7 +11,7 @@ from src.cli_errors import nearest
 from src.comparison.folders import scores_of, seconds_per_step
 from src.comparison.records import PromptScores, RunRecord, Series, read_scores
 from src.config import UserError
-from src.loggers.store import locate_store
+from src.loggers.store import check_artifacts, locate_store, named
 from src.training.run_folder import RunFolder
 
 STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "running", "FAILED": "failed", "KILLED": "killed"}
@@ -43,6 +43,8 @@ def read_experiment(tracking_uri: str | None, experiment: str, root: Path = Path
             there = f"{nearest(experiment, known)} There are: {', '.join(known)}"
             raise UserError(f"experiment={experiment}: not in {store.uri}.{there}")
         runs = _all_runs(client, found.experiment_id)
+        for run in runs:
+            check_artifacts(run.info.artifact_uri, store.uri, named(tracking_uri))
         return [_record(client, run) for run in runs if "sweep" not in run.data.tags]
     except (MlflowException, SQLAlchemyError) as error:
         first = str(error).strip().splitlines()[0]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,8 +14,6 @@ from src.masking import MASK, masked_text
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REACH_SECONDS = 5.0
-# What MLflow sends to whatever server it talks to.
-CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 _SQLITE_HEADER = b"SQLite format 3\x00"
 
 
@@ -58,14 +54,15 @@ def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracki
     return Store(uri, None)
 
 
-def noted_uri(uri: str | None) -> str | None:
-    """A tracking URI out of a run folder, which may be somebody else's; MLFLOW_TRACKING_URI where it is the same.
+def noted_uri(uri: str | None, root: Path) -> str | None:
+    """The tracking URI out of a run folder below `root`, where it is one that the user would get without it.
 
-    A folder keeps no passwords: those come from the environment. Nor does it say where the environment's go, or which
-    database becomes a store of MLflow.
+    A run folder may be somebody else's: it says what it was logged to, but not where anything is sent or written. So
+    only MLFLOW_TRACKING_URI and the stores of `locate_store` without one (``mlflow.db`` in `root` or in runs/) count.
+    A folder keeps no passwords, either: those come from the environment.
 
     Raises:
-        UserError: for a URI that has to be given by the user for one of these reasons.
+        UserError: for any other URI, which the user has to confirm.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri is None or (given and masked_text(given) == uri):
@@ -77,26 +74,39 @@ def noted_uri(uri: str | None) -> str | None:
             f"tracking_uri: the run was logged to {uri}, and its folder keeps no password; give tracking_uri=URI, or"
             " set MLFLOW_TRACKING_URI"
         )
-    if not uri.startswith("sqlite") and any(os.environ.get(name) for name in CREDENTIALS):
-        raise UserError(
-            f"tracking_uri: the run's folder names {uri}, and MLflow would send it the environment's"
-            f" {' or '.join(CREDENTIALS)}; give tracking_uri={uri} if that is meant"
-        )
-    if uri.startswith("sqlite") and not _holds_mlflow(_file_of(uri)):
-        raise UserError(
-            f"tracking_uri: the run's folder names {uri}, which is no MLflow store (any more); give tracking_uri=URI"
-        )
-    return uri
-
-
-def _holds_mlflow(file: Path) -> bool:
-    """Whether a file is MLflow's own database, looked at without changing it."""
+    own = {(place / "mlflow.db").expanduser().resolve() for place in (root, Path("runs"))}
     try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except (sqlite3.Error, OSError, ValueError):
-        return False
-    return {"alembic_version", "experiments"} <= tables
+        if uri.startswith("sqlite:///") and _file_of(uri).resolve() in own:
+            return uri
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    raise UserError(
+        f"tracking_uri: the run's folder names {uri}, and a run folder does not choose where its figures and your"
+        f" MLflow credentials are sent; give tracking_uri={uri} if that is meant, or set MLFLOW_TRACKING_URI"
+    )
+
+
+def named(tracking_uri: str | None) -> bool:
+    """Whether the user names a store, on the command line or in the environment."""
+    return bool(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def check_artifacts(place: str, uri: str, user_named: bool) -> None:
+    """Refuse artifacts off this machine (`place`) of a store `uri` that nobody named but that lay beside a run.
+
+    user_named: as `named` says. Such a database says by itself where its artifacts are; MLflow sends the
+    environment's credentials there.
+
+    Raises:
+        UserError: naming the place and the setting that confirms it.
+    """
+    own = f"sqlite:///{Path('runs').resolve() / 'mlflow.db'}"
+    if user_named or uri == own or not uri.startswith("sqlite") or urlsplit(place).scheme in ("", "file"):
+        return
+    raise UserError(
+        f"tracking_uri: {uri} lies beside the run, and keeps its artifacts at {place}; give tracking_uri={uri} if they"
+        " may be sent there"
+    )
 
 
 def _file_of(uri: str) -> Path:
