@@ -21,6 +21,8 @@ from src.masking import MASK, masked_keys
 from src.memory import StepCut
 from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
 from src.rewards.base import RewardError, RewardExpert
+from src.rewards.coverage import check_covered
+from src.rewards.coverage import silent_experts as silent_rewards
 from src.rewards.ensemble import RewardEnsemble
 from src.rewards.experts import OFFLOAD, LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, is_loopback
@@ -108,6 +110,23 @@ def build_rewards(config: DictConfig) -> RewardEnsemble:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def silent_experts(rewards: RewardEnsemble, data: Any) -> dict[str, str]:
+    """The experts that apply to no prompt of a data module, each with a sentence for the user.
+
+    Raises:
+        UserError: where no expert that rewards applies to any training prompt.
+    """
+    parts = {
+        name: getattr(data, f"{name}_records", ())  # a data module of somebody else's may keep no training list
+        for name in ("train", "validation", "test")
+    }
+    try:
+        check_covered(rewards, parts["train"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return silent_rewards(rewards, {"training" if name == "train" else name: part for name, part in parts.items()})
 
 
 def build_experts(rewards: Any, names: Sequence[str], plugins: Sequence[str]) -> dict[str, RewardExpert]:

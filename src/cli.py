@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 FLAGS = """\
@@ -112,9 +113,37 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_WRONG_INPUT
+    except (RuntimeError, MemoryError) as error:
+        if (told := _out_of_memory(command, error)) is None:
+            raise
+        print(masked_text(f"error: {told}"), file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted" + (" before anything was trained" if command.name == "train" else ""), file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+# What lowers the memory a command takes, where it has such a setting.
+LOWER = (
+    *("batch_size", "best_of", "rollout.max_rows", "rollout.prompts_per_step", "rollout.group_size"),
+    *("rollout.max_plan_tokens", "evaluation.batch_size", "max_plan_tokens", "max_images", "max_batch", "workers"),
+    *("images", "scaling", "group_size"),
+)
+
+
+def _out_of_memory(command: Command, error: BaseException) -> str | None:
+    """What to say of an error that is want of memory, None of any other."""
+    if "torch" not in sys.modules and not isinstance(error, MemoryError):
+        return None
+    from src.config_entries import settings_of
+    from src.training.out_of_memory import first_line, is_out_of_memory
+
+    if not is_out_of_memory(error):
+        return None
+    known = settings_of(command.config)
+    keys = ", ".join(key for key in LOWER if key in known and known[key].number is not None)
+    advice = f"lower {keys}, or take a smaller model" if keys else "take a smaller model or a larger machine"
+    return f"out of memory: {advice}; docs/MEMORY.md has the sizes ({first_line(error)})"
 
 
 def split_flags(given: Sequence[str]) -> tuple[list[str], set[str]]:

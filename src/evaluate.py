@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,8 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
     from src.export import quiet
     from src.output_folder import check_free, written_whole
     from src.rewards.base import RewardError
+    from src.rewards.coverage import silent_experts
+    from src.training.evaluation import told_nothing
 
     out = Path(config.out or time.strftime("outputs/evaluated-%Y%m%d-%H%M%S")).expanduser()
     check_free(out, config.overwrite)
@@ -58,6 +60,9 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
     field = locate(config)
     records = chosen_records(config, field, given)
     rewards = experts(config, field).to(build.device())
+    silent = silent_experts(rewards, {"evaluated": list(records.values())})
+    for told in silent.values():
+        print(f"warning: {told}", file=sys.stderr)
     try:
         space, embed = embedding(config.embedding, rewards.experts_here)
     except ValueError as error:
@@ -70,7 +75,12 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
                 contestant.name: drawn_by(number, policy, field, rewards, records, settings, embed, folder)
                 for number, contestant in enumerate(field.contestants)
             }
-            comparison = write(folder, config, field, records, drawn, settings, space)
+            samples = [one.sample for ones in drawn.values() for one in ones]
+            same = told_nothing(samples, rewards.names, rewards.problems)
+            for name in same.keys() - silent.keys():
+                print(f"warning: {same[name]}", file=sys.stderr)
+            warnings = list({**same, **silent}.values())
+            comparison = write(folder, config, field, records, drawn, settings, space, warnings)
             for name, problem in rewards.problems.items():
                 print(f"warning: {name} left out pictures it failed on, the first: {problem}", file=sys.stderr)
     except RewardError as error:
@@ -232,6 +242,7 @@ def write(
     drawn: Mapping[str, list[Drawn]],
     settings: EvaluationSettings,
     space: str,
+    warnings: Sequence[str] = (),
 ) -> Comparison:
     """summary.json, samples.csv and report.html into `folder`, whose pictures are there already."""
     from src.evaluation.comparison import compare
@@ -251,6 +262,7 @@ def write(
         "seed": settings.seed,
         "sampling": field.sampling,
         "embedding": space,
+        **({"reward_warnings": list(warnings)} if warnings else {}),
         "resamples": config.resamples,
         "git_commit": git_commit(),
         "hardware": hardware(),

@@ -75,6 +75,7 @@ class Session:
         reset_peak_memory()
         data = build.build_data(config)
         rewards = build.build_rewards(config)
+        silent = build.silent_experts(rewards, data)
         build.build_algorithm(config)
         operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
@@ -85,6 +86,7 @@ class Session:
         facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None, datasets)
         loggers = build_loggers(config.logger, facts)
         callbacks, report = _callbacks(config, folder, data, operations.name, stop, started)
+        report.watch.silent_before(silent)
         rank_watch = RankWatch(config.watchdog.rank_seconds, folder.what_is_left)
         model = build.plain(config.model)
         checked = CheckLoaded(lambda policy, training: check_loaded(policy, model, checkpoint, training))
@@ -134,6 +136,7 @@ def _callbacks(
 ) -> tuple[list[L.Callback], RunReport]:
     settings, evaluation = build.evaluation_settings(config), config.evaluation
     validated = data.validation_records[: evaluation.validation_prompts]
+    watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     validation = BestByValidation(
         validated,
         settings,
@@ -142,8 +145,8 @@ def _callbacks(
         folder.best_weights,
         stop,
         ValidationSheets(validated, spread(validated, evaluation.picture_prompts), folder.validation_samples),
+        watch,
     )
-    watch = RewardWatch(config.rewards.watch.window, config.rewards.watch.threshold)
     report = RunReport(
         folder,
         data.test_records[: evaluation.test_prompts],

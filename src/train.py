@@ -37,7 +37,7 @@ def train(config: DictConfig) -> int:
     from src.session import Session
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
-    from src.training.out_of_memory import DoesNotFit
+    from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, memory_told
     from src.training.rank_watch import RankLost
     from src.training.sound_files import CannotSave, DamagedFile
 
@@ -52,7 +52,8 @@ def train(config: DictConfig) -> int:
             session = Session.build(config, folder, _started(), checkpoint)
         if session.is_global_zero:
             print(f"run folder: {folder.path}", flush=True)
-        session.fit(checkpoint)
+        with memory_told(f"in an evaluation or between steps: {SMALLER_ROLLOUT}"):
+            session.fit(checkpoint)
     except StopRequested as stop:
         print(f"{stop}; what was saved is in {folder.path}", file=sys.stderr)
         return stop.code

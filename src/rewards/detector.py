@@ -95,6 +95,7 @@ class Detector(FrozenModelExpert):
     score_range = (0.0, 1.0)
     higher_is_better = True
     full_state_update = False
+    needs = "nouns, spatial_info or numeracy_info"
 
     def __init__(
         self,

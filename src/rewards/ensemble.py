@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.rewards.base import RewardError, RewardExpert
+from src.rewards.base import RewardError, RewardExpert, check_pictures
 from src.rewards.combine import COMBINE, check_domain
 from src.rewards.experts import Experts, ExpertScores, LocalExperts
 from src.rewards.normalise import NORMALISATIONS, RunningStatistics, Scale, by_group, by_scale
@@ -117,9 +117,10 @@ class RewardEnsemble:
         Where an expert fails under "drop" it leaves the whole group. Without groups its image has no total: it would
         not be comparable with the others. What is no score (NaN, out of range, a wrong shape) is a failure like any
         other. Raises RewardError, naming expert and prompt, where an expert fails under "raise" and, unless
-        `every_prompt` is False, where no expert with a weight applies to a prompt.
+        `every_prompt` is False, where no expert with a weight applies to a prompt; WrongInput, whatever `on_error`
+        says, for pixels of another shape, type or scale.
         """
-        _check_images(pixels, records)
+        check_pictures(pixels, records)
         pixels = eight_bit(pixels, self.truncate)
         scores = torch.full((len(records), len(self.names)), float("nan"))
         failed = torch.zeros_like(scores, dtype=torch.bool)
@@ -309,13 +310,6 @@ def _checked_normalisation(names: Sequence[str], normalise: str | Mapping[str, s
         if choice not in NORMALISATIONS:
             raise ValueError(f"{where.format(name)}={choice}: expected one of {', '.join(NORMALISATIONS)}")
     return {name: normalise.get(name, "none") for name in names}
-
-
-def _check_images(pixels: Tensor, records: Sequence[PromptRecord]) -> None:
-    if pixels.dim() != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.float32:
-        raise ValueError(f"pixels: {pixels.dtype} {tuple(pixels.shape)}, expected float32 (N, 3, H, W)")
-    if len(pixels) != len(records) or not records:
-        raise ValueError(f"pixels: {len(pixels)} images for {len(records)} prompt records; expected equal and >= 1")
 
 
 def _check_every_prompt_is_judged(judged: Tensor, records: Sequence[PromptRecord]) -> None:

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from src.phases import phase
-from src.rewards.base import RewardError, RewardExpert, applicable_rows, split_scores
+from src.rewards.base import (
+    RewardError,
+    RewardExpert,
+    applicable_rows,
+    check_pictures,
+    check_scores,
+    check_vector,
+    split_scores,
+)
 from src.values import PromptRecord
 
-# A score may leave its declared range by rounding (a cosine of 1 + 1e-7), never by more.
-RANGE_TOLERANCE = 1e-5
 OFFLOAD = "offload"
 
 
@@ -114,7 +120,11 @@ class LocalExperts:
 
     @torch.no_grad()
     def score(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str]) -> Answers:
-        """Ask the experts one after the other; scores are checked and added to the means."""
+        """Ask the experts one after the other; scores are checked and added to the means.
+
+        Raises WrongInput for what is not pictures in [0, 1] with their records: no expert can be asked then.
+        """
+        check_pictures(pixels, records)
         return {name: self._score(name, pixels, records) for name in names}
 
     def _score(self, name: str, pixels: Tensor, records: Sequence[PromptRecord]) -> ExpertScores | RewardError:
@@ -161,24 +171,3 @@ def stays_on(place: torch.device | str, device: torch.device) -> bool:
         return False
     there = torch.device(place)
     return there.type == device.type and (there.index is None or there.index == (device.index or 0))
-
-
-def check_vector(name: str, what: str, value: Tensor, records: Sequence[PromptRecord]) -> None:
-    """Raise RewardError unless `value` is (len(records),) float32."""
-    if value.shape != (len(records),) or value.dtype != torch.float32:
-        raise RewardError(
-            name,
-            f"{what} is {value.dtype} {tuple(value.shape)}, expected float32 ({len(records)},)",
-            records[0].prompt if records else None,
-        )
-
-
-def check_scores(name: str, bounds: tuple[float, float], scores: Tensor, records: Sequence[PromptRecord]) -> None:
-    """Raise RewardError unless scores are (len(records),) float32, finite and within the bounds."""
-    check_vector(name, "score", scores, records)
-    low, high = bounds
-    # Written so that NaN fails it.
-    fine = (scores >= low - RANGE_TOLERANCE) & (scores <= high + RANGE_TOLERANCE) & scores.isfinite()
-    if not fine.all():
-        row = int((~fine).nonzero()[0])
-        raise RewardError(name, f"score {scores[row].item()} is outside [{low}, {high}]", records[row].prompt)

@@ -28,10 +28,10 @@ class GitVqa(FrozenModelExpert):
 
     score = mean over the record's attribute nouns, else its nouns, of P(yes) / (P(yes) + P(no)), the next-token
     probabilities after [CLS] and the question "{noun}?" without [SEP]. Not applicable to prompts that are
-    scored for a relation or for counts (`aspects.aspect_of`); 1 where a prompt names nothing to ask about. As in
+    scored for a relation or for counts (`aspects.aspect_of`), nor to those that name nothing to ask about. Else as in
     the released code of T2I-R1 (arXiv 2505.00703).
 
-    faithful: relations and counts score 0 instead of not applicable, as released.
+    faithful: relations and counts score 0, and prompts that name nothing 1, instead of not applicable, as released.
 
     Args:
         path: a GIT directory in transformers' format; None: `repository` from the hub or its cache.
@@ -45,6 +45,7 @@ class GitVqa(FrozenModelExpert):
     score_range = (0.0, 1.0)
     higher_is_better = True
     full_state_update = False
+    needs = "nouns or attr_nouns, and not a relation or counts alone"
 
     def __init__(
         self,
@@ -67,8 +68,8 @@ class GitVqa(FrozenModelExpert):
         self.yes, self.no = (self.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
 
     def applicable(self, record: PromptRecord) -> bool:
-        """Whether the record is about objects and attributes alone; with `faithful` always."""
-        return self.faithful or aspect_of(record) == "object"
+        """Whether the record is about objects and attributes alone, and names one; with `faithful` always."""
+        return self.faithful or (aspect_of(record) == "object" and bool(questions_of(record)))
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """Scores (N,) float32."""

@@ -33,6 +33,7 @@ class ShapesJudge(RewardExpert):
     score_range = (0.0, 1.0)
     higher_is_better = True
     full_state_update = False
+    needs = "scene.objects, or wording of the drawn world"
 
     def __init__(self, bonus: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)

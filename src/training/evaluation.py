@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -155,6 +155,21 @@ def _means(samples: Sequence[Sample]) -> dict[str, float]:
         for name, value in figures.items():
             columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items()}
+
+
+def told_nothing(samples: Sequence[Sample], names: Sequence[str], failed: Container[str]) -> dict[str, str]:
+    """By name, the experts that scored none of the samples, or all alike, each with a sentence for the user.
+
+    failed: experts that could not score; theirs is another story.
+    """
+    told = {}
+    for name in names:
+        scores = [sample.scores[name] for sample in samples if name in sample.scores]
+        if not scores and samples and name not in failed:
+            told[name] = f"expert {name!r} applies to none of the {len(samples)} pictures"
+        elif len(scores) > 1 and min(scores) == max(scores):
+            told[name] = f"expert {name!r} gave all {len(scores)} pictures the same score, {scores[0]:g}"
+    return told
 
 
 def _rank() -> int:

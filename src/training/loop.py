@@ -34,6 +34,8 @@ from src.training.out_of_memory import (
     SMALLER_ROLLOUT,
     DoesNotFit,
     give_up_cache,
+    is_out_of_memory,
+    memory_told,
     release_memory,
     smaller_microbatch,
 )
@@ -109,10 +111,8 @@ class GroupedRolloutLoop(_ManualOptimization):
         self.finished_batches = batch.step + 1
 
     def _collect(self, batch: PromptBatch) -> Collected:
-        try:
+        with memory_told(f"while rolling out and scoring: {SMALLER_ROLLOUT}"):
             return self._module.collect(batch)
-        except torch.OutOfMemoryError as error:
-            raise DoesNotFit(f"out of memory while rolling out and scoring: {SMALLER_ROLLOUT} ({error})") from error
 
     def _learn(self, collected: Collected) -> Metrics:
         """All updates on one experience; returns the metrics of the last, over all ranks.
@@ -142,7 +142,9 @@ class GroupedRolloutLoop(_ManualOptimization):
             optimizer.zero_grad()
             try:
                 return run_update(experience, self._parts(experience), self._forward, self._backward, self._no_sync)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 size, processes = module.microbatch or len(experience), self.trainer.world_size
                 if not give_up_cache(module.policy, processes):
                     module.microbatch = smaller_microbatch(size, len(experience), processes, error)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +30,35 @@ class DoesNotFit(RuntimeError):
     """The memory of the device is not enough for a step; the message names the keys to change."""
 
 
-def smaller_microbatch(size: int, rollouts: int, processes: int, error: torch.OutOfMemoryError) -> int:
+# What libraries say that have no class for it: torch on a CPU, C++, cuBLAS and cuDNN.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|DefaultCPUAllocator|not enough memory|out of memory|bad_alloc|ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
+_WANTED = re.compile(r"tried to allocate (\d+) bytes")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, of a GPU or of the machine, is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+@contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """What runs out of memory in the ``with`` block raises DoesNotFit, with sizes and `advice`; all else passes."""
+    try:
+        yield
+    except DoesNotFit:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DoesNotFit(f"out of memory {advice} ({first_line(error)})") from error
+
+
+def smaller_microbatch(size: int, rollouts: int, processes: int, error: BaseException) -> int:
     """The microbatch to try after `size` of `rollouts` ran out of memory: half of it. Says so, as a warning.
 
     Raises:
@@ -37,10 +69,10 @@ def smaller_microbatch(size: int, rollouts: int, processes: int, error: torch.Ou
     if processes > 1:
         raise DoesNotFit(
             f"out of memory in one of {processes} processes at optim.microbatch={size}: set it lower; {SMALLER_UPDATE}"
-            f" ({_first_line(error)})"
+            f" ({first_line(error)})"
         )
     if size == 1:
-        raise DoesNotFit(f"out of memory at optim.microbatch=1: {SMALLER_UPDATE} ({_first_line(error)})")
+        raise DoesNotFit(f"out of memory at optim.microbatch=1: {SMALLER_UPDATE} ({first_line(error)})")
     half = (size + 1) // 2
     warnings.warn(
         f"out of memory at a microbatch of {size} rollouts: from here on {half}, with the same objective"
@@ -76,5 +108,12 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+def first_line(error: BaseException) -> str:
+    """What an error says of the memory, in one line; of the machine's memory with the sizes in GiB."""
+    text = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA" in text or "CUBLAS" in text or "CUDNN" in text:
+        return text
+    wanted = _WANTED.search(text)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    asked = f"{int(wanted[1]) / 2**30:.2f} GiB wanted, " if wanted else ""
+    return f"{asked}{free / 2**30:.2f} GiB of the machine's memory free: {text}"

@@ -272,10 +272,8 @@ def test_the_yaml_and_a_path_make_the_detector(tmp_path: Path) -> None:
     report = ensemble(images(3), records(3))
     assert report.applicable.all()
     assert report.total.isfinite().all()
-    with pytest.raises(UserError, match=r"rewards\.experts\.detector: box_threshold=2: expected"):
-        build_rewards(
-            compose(["experiment=bicot_lora", "rewards=detector", "rewards.experts.detector.box_threshold=2"])
-        )
+    with pytest.raises(UserError, match=r"rewards\.experts\.detector\.box_threshold=2: expected a number > 0 and < 1"):
+        compose(["experiment=bicot_lora", "rewards=detector", "rewards.experts.detector.box_threshold=2"])
 
 
 # -- All released prompts ----------------------------------------------------------------------------------------

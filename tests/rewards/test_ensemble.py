@@ -308,7 +308,7 @@ def test_experts_see_the_picture_as_it_is_saved() -> None:
             self.seen = pixels
             return super().score(pixels, records)  # type: ignore[return-value]
 
-    expert, pixels = Sees(), torch.rand(3, 3, 4, 4) * 1.2 - 0.1
+    expert, pixels = Sees(), torch.rand(3, 3, 4, 4)
     RewardEnsemble([expert])(pixels, RECORDS)
     levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(expert.seen, levels.float() / 255)

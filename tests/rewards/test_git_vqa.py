@@ -109,7 +109,9 @@ def test_pictures_are_those_of_the_networks_processor(size: tuple[int, int]) -> 
 
 
 def test_relations_and_counts_are_not_its_business_unless_as_released(tiny: Tiny) -> None:
-    assert [tiny().applicable(record) for record in (RELATION, COUNT, RED, CAT, NOTHING)] == [False] * 2 + [True] * 3
+    assert [tiny().applicable(record) for record in (RELATION, COUNT, RED, CAT, NOTHING)] == [
+        *(False, False, True, True, False)
+    ]
     faithful = tiny(faithful=True)
     records = [RELATION, RED, COUNT, NOTHING]
     assert all(map(faithful.applicable, records))

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.rewards.base import RewardError
+from src.rewards.base import RewardError, WrongInput
 from src.rewards.ensemble import RewardEnsemble
 from src.rewards.experts import LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, RewardServerError, is_loopback
@@ -130,20 +130,16 @@ def test_an_expert_without_applicable_prompts_has_a_mean_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("on_error", ["raise", "drop"])
-def test_pictures_that_are_none_are_a_failure_like_any_other(on_error: str) -> None:
-    """NaN cannot be sent: under "drop" the group with it loses its experts, as it does with local ones."""
+def test_pictures_that_are_none_are_refused_before_they_are_sent(on_error: str) -> None:
+    """Under either: no expert failed, and pictures that are none mean a policy that is broken."""
     pixels = torch.cat([IMAGES[:2], IMAGES[2:] * float("nan"), IMAGES[2:]])
     records = [RECORDS[0], RECORDS[0], RECORDS[1], RECORDS[1]]
     with serving(scored) as served:
         remote = RewardEnsemble(on_error=on_error, elsewhere=client(served.url, names=("brightness",)))
-        if on_error == "raise":
-            with pytest.raises(RewardError, match="expert 'brightness': pixels are not finite"):
-                remote(pixels, records, 2)
-            return
-        got, local = remote(pixels, records, 2), RewardEnsemble([Brightness()], on_error=on_error)(pixels, records, 2)
-    assert got.failed.tolist() == local.failed.tolist() == [[False], [False], [True], [True]]
-    assert torch.equal(got.total.nan_to_num(-1), local.total.nan_to_num(-1))
-    assert got.judged.tolist() == [True, True, False, False]
+        sent = len(served.bodies)
+        with pytest.raises(WrongInput, match="image 2 has NaN"):
+            remote(pixels, records, 2)
+        assert len(served.bodies) == sent
 
 
 def test_it_tries_again_with_growing_patience(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,9 +51,19 @@ class Glare(RewardExpert):
 
 def flat_images(*colours: tuple[float, float, float], side: int = 2) -> Tensor:
     """One-coloured images (N, 3, side, side): their scores can be seen."""
-    return torch.tensor(colours)[:, :, None, None].expand(-1, -1, side, side).contiguous()
+    return torch.tensor(colours, dtype=torch.float32)[:, :, None, None].expand(-1, -1, side, side).contiguous()
 
 
 def about(noun: str) -> PromptRecord:
     """A record whose first noun is `noun`."""
     return PromptRecord(f"a {noun} picture", "colour", nouns=(noun,))
+
+
+class Flat(RewardExpert):
+    """A quarter for every picture: an expert that tells nothing apart."""
+
+    name = "flat"
+    score_range = (0.0, 1.0)
+
+    def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
+        return torch.full((len(records),), 0.25)

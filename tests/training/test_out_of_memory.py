@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.cli import Command, run
 from src.policies.base import EngineSettings
 from src.training.module import BiCoTModule
-from src.training.out_of_memory import DoesNotFit, give_up_cache, smaller_microbatch
+from src.training.out_of_memory import DoesNotFit, give_up_cache, is_out_of_memory, memory_told, smaller_microbatch
 from src.values import PLAN
 from tests.policies.toy import ToyPolicy
 from tests.training.lightning_pieces import fit, toy_module
@@ -44,6 +45,7 @@ class Limited(BiCoTModule):
     limit = 3
     where = "forward"
     passed_before = 0
+    text: str | None = None  # of a CPU's error; None: a GPU's
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
         size = len(batch.levels[PLAN])
@@ -58,7 +60,7 @@ class Limited(BiCoTModule):
             loss = TooMuch.apply(loss)
         self.failed.append(weakref.ref(loss))
         if self.where == "forward":
-            raise torch.OutOfMemoryError(REASON)
+            raise torch.OutOfMemoryError(REASON) if self.text is None else RuntimeError(self.text)
         return loss, metrics, logps
 
     def collect(self, batch: Any) -> Any:
@@ -175,3 +177,55 @@ def test_nothing_is_given_up_by_one_of_several_processes_nor_without_an_engine()
     toy.engine, toy.release_cache = EngineSettings(), lambda: None  # type: ignore[assignment]
     assert not give_up_cache(toy, 2)
     assert toy.engine.reuse_cache
+
+
+def cpu_out_of_memory() -> RuntimeError:
+    """torch's own error for 4 EiB on a CPU."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.uint8)
+    return caught.value
+
+
+def test_want_of_memory_is_known_by_any_library_that_says_so() -> None:
+    cuda = [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ]
+    for error in (cpu_out_of_memory(), MemoryError(), torch.OutOfMemoryError(REASON), *map(RuntimeError, cuda)):
+        assert is_out_of_memory(error), error
+    others = [
+        RuntimeError("size mismatch"),
+        ValueError("out of memory"),
+        RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"),
+    ]
+    for other in others:
+        assert not is_out_of_memory(other), other
+
+
+def test_a_cpu_halves_the_microbatch_as_a_gpu_does(tmp_path: Path) -> None:
+    module = limited(max_steps=1, microbatch=6)
+    module.text = str(cpu_out_of_memory())
+    with pytest.warns(RuntimeWarning, match=r"microbatch of 6 rollouts: from here on 3"):
+        fit(module, tmp_path)
+    assert module.calls == [6, 3, 3, 3, 3]
+
+
+def test_the_message_has_the_sizes_and_what_to_lower() -> None:
+    told = r"out of memory while painting: lower n \(.*GiB wanted.*GiB of the machine's"
+    with pytest.raises(DoesNotFit, match=told), memory_told("while painting: lower n"):
+        torch.empty(2**62, dtype=torch.uint8)
+    # What is not want of memory passes as it is.
+    with pytest.raises(KeyError), memory_told("never"):
+        raise KeyError("x")
+
+
+def test_every_command_says_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def task(_: Any) -> int:
+        torch.empty(2**62, dtype=torch.uint8)
+        return 0
+
+    assert run(Command("generate", "", (), task, config="generate"), []) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory: lower batch_size")
+    assert told.count("\n") == 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from src.training.callbacks import RewardWatch
 from src.training.callbacks.reward_watch import NEVER_VARIES_AFTER, trend
+from src.training.evaluation import Sample, told_nothing
 
 NOISE = 0.1
 
@@ -123,3 +124,42 @@ def test_an_expert_that_fails_is_told_once(capsys: pytest.CaptureFixture[str]) -
     for step in range(3):
         watch.observe(step, {"clip/failed": 0.5}, {"clip": 1.0}, [], {"clip": "out of memory"})
     assert capsys.readouterr().out.count("expert 'clip' left groups it failed on: out of memory") == 1
+
+
+def test_an_expert_that_applies_to_nothing_is_told_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = RewardWatch()
+    watch.silent_before({"detector": "expert 'detector' applies to no training prompt"})
+    assert watch.warnings == {"silent/detector": "expert 'detector' applies to no training prompt"}
+    assert "applies to no training prompt" in capsys.readouterr().out
+    watch.validated(0, {"detector": "expert 'detector' applies to none of the 2 pictures"})
+    assert capsys.readouterr().out == "", "it is said once"
+
+
+def sample(**scores: float) -> Sample:
+    return Sample(0, "one", "a cat", "a plan", True, None, scores, {})
+
+
+def test_an_expert_that_tells_nothing_apart_in_a_validation_is_told() -> None:
+    samples = [sample(flat=0.5, judge=0.5), sample(flat=0.5, judge=0.75)]
+    told = told_nothing(samples, ["flat", "judge", "absent"], {})
+    assert told == {
+        "flat": "expert 'flat' gave all 2 pictures the same score, 0.5",
+        "absent": "expert 'absent' applies to none of the 2 pictures",
+    }
+    watch = RewardWatch()
+    watch.validated(20, told)
+    watch.validated(40, told)
+    assert list(watch.warnings.values()) == [f"validation at step 20: {sentence}" for sentence in told.values()]
+    # One picture says nothing of variation, and a failure is told elsewhere.
+    assert told_nothing([sample(judge=0.5)], ["judge", "broken"], {"broken": "out of memory"}) == {}
+
+
+def test_what_was_said_before_a_resume_is_not_lost_or_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = RewardWatch(), RewardWatch()
+    first.validated(0, {"flat": "expert 'flat' says nothing"})
+    second.silent_before({"detector": "expert 'detector' applies to no training prompt"})
+    second.load_state_dict(first.state_dict())
+    capsys.readouterr()
+    second.validated(20, {"flat": "expert 'flat' says nothing"})
+    assert capsys.readouterr().out == ""
+    assert set(second.warnings) == {"alike/flat", "silent/detector"}

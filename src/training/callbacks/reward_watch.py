@@ -26,8 +26,9 @@ class RewardWatch(Callback):
     deviation: 11 %); simulated.
 
     Warns also of an expert that in its first `NEVER_VARIES_AFTER` batches gave all rollouts of each prompt the same
-    score: it teaches nothing. And of one that fails where failing experts leave their group. `warnings` has what was
-    said, by its cause; it goes into checkpoints.
+    score: it teaches nothing; of one that applies to no prompt, or that gave all pictures of a validation the same
+    score; and of one that fails where failing experts leave their group. `warnings` has what was said, by its cause; it
+    goes into checkpoints.
     """
 
     def __init__(self, window: int = 100, threshold: float = 4.0) -> None:
@@ -42,7 +43,7 @@ class RewardWatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = {name: list(values) for name, values in state_dict["history"].items()}
-        self.silent, self.warnings = dict(state_dict["silent"]), dict(state_dict["warnings"])
+        self.silent, self.warnings = dict(state_dict["silent"]), {**self.warnings, **state_dict["warnings"]}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: BiCoTModule, *_: Any) -> None:
         rewards = pl_module.rewards
@@ -74,6 +75,17 @@ class RewardWatch(Callback):
                     f"step {step}: over {self.window} batches the reward rose (by {rise:.1f} standard errors) while"
                     f" monitor {name!r} got worse ({fall:.1f}): the policy may be gaming its reward; look at samples",
                 )
+
+    def silent_before(self, experts: Mapping[str, str]) -> None:
+        """Say which experts apply to no prompt: by name, in a sentence."""
+        for name, told in experts.items():
+            self._warn(f"silent/{name}", told)
+
+    def validated(self, step: int, told: Mapping[str, str]) -> None:
+        """Say which experts told nothing in a whole validation: by name, in a sentence."""
+        for name, sentence in told.items():
+            if f"silent/{name}" not in self.warnings:
+                self._warn(f"alike/{name}", f"validation at step {step}: {sentence}")
 
     def _varies(self, step: int, name: str, deviation: float | None) -> None:
         """Count batches without any difference within a group; one difference and the expert is never asked again."""

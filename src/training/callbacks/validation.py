@@ -14,9 +14,10 @@ from src.config import UserError
 from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop, StopRequested
+from src.training.callbacks.reward_watch import RewardWatch
 from src.training.callbacks.sheets import ValidationSheets
 from src.training.console import say
-from src.training.evaluation import Evaluation, EvaluationSettings, evaluate
+from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, told_nothing
 from src.training.module import BiCoTModule
 from src.training.sound_files import (
     file_digest,
@@ -45,6 +46,7 @@ class BestByValidation(Callback):
         weights: Path,
         stop: GracefulStop,
         sheets: ValidationSheets,
+        watch: RewardWatch | None = None,
     ) -> None:
         self.records = records
         self.settings = settings
@@ -53,6 +55,7 @@ class BestByValidation(Callback):
         self.weights = weights
         self.stop = stop
         self.sheets = sheets
+        self.watch = watch
         self.best: float | None = None
         self.best_step: int | None = None
         self.history: dict[int, dict[str, float]] = {}
@@ -100,6 +103,8 @@ class BestByValidation(Callback):
         figures = evaluation.means()
         step = trainer.global_step
         self.history[step] = figures
+        if self.watch is not None:
+            self.watch.validated(step, told_nothing(evaluation.samples, module.rewards.names, module.rewards.problems))
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in figures.items()}, step=step)
         if trainer.is_global_zero:
