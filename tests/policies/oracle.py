@@ -29,9 +29,14 @@ def level_logits(janus: Any, level: str, context: TokenContext, ids: Tensor) -> 
 
 
 def level_logps(janus: Any, level: str, context: TokenContext, ids: Tensor) -> Tensor:
-    """Log-probs (N, T, V) in float32 without graph."""
+    """Log-probs (N, T, V) without graph, in float32, or in float64 of a float64 model."""
     with torch.no_grad():
-        return level_logits(janus, level, context, ids).float().log_softmax(-1)
+        return log_softmax(level_logits(janus, level, context, ids))
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension, in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def guided_token_logps(

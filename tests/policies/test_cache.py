@@ -14,7 +14,7 @@ from src.rollout.decode import decode
 from src.values import IMAGE, PLAN, Sampling
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids, stepwise_logps
-from tests.policies.tiny import tiny_policy
+from tests.policies.tiny import exact_policy, tiny_policy
 
 SHAPE = CacheShape(layers=2, heads=3, head_dim=4, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -121,7 +121,7 @@ def test_reuse_leaves_no_trace_of_earlier_rollouts(kind: dict[str, Any], filled_
 
 
 def test_the_cache_lives_on_over_decoders() -> None:
-    policy = tiny_policy()
+    policy = exact_policy()
     context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 3)
     seen = set()
     for _ in range(3):
@@ -134,21 +134,21 @@ def test_the_cache_lives_on_over_decoders() -> None:
 
 def test_other_settings_are_another_decoder_and_known_ones_the_same() -> None:
     """So that settings can be compared in turn without a capture each time; a cache that is not kept disturbs none."""
-    policy = tiny_policy(merge_rollout=False)
+    policy = exact_policy(merge_rollout=False)
     context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 3)
     expected = stepwise_logps(policy.decoder(), PLAN, context, ids)
     first, moves = policy.decoder(), policy._keeper.memory.moves
     for other in (EngineSettings(fused_projections=False), EngineSettings(reuse_cache=False)):
         policy.engine = other
         assert policy.decoder() is policy.decoder() is not first
-        torch.testing.assert_close(stepwise_logps(policy.decoder(), PLAN, context, ids), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(stepwise_logps(policy.decoder(), PLAN, context, ids), expected, atol=1e-10, rtol=0)
     policy.engine = EngineSettings()
     assert policy.decoder() is first
     assert policy._keeper.memory.moves == moves
 
 
 def test_grouping_the_weights_voids_decoders_that_read_them_apart() -> None:
-    policy = tiny_policy(merge_rollout=False)
+    policy = exact_policy(merge_rollout=False)
     context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 3)
     policy.engine = EngineSettings(fused_projections=False)
     apart = policy.decoder()
@@ -163,12 +163,12 @@ def test_grouping_the_weights_voids_decoders_that_read_them_apart() -> None:
     assert policy.decoder() is not apart
     expected = level_logps(policy.janus, PLAN, context, ids)
     for decoder in (together, policy.decoder()):
-        torch.testing.assert_close(stepwise_logps(decoder, PLAN, context, ids), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(stepwise_logps(decoder, PLAN, context, ids), expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_what_a_rollout_leaves_behind(reuse: bool) -> None:
-    policy = tiny_policy(merge_rollout=False)
+    policy = exact_policy(merge_rollout=False)
     policy.engine = EngineSettings(reuse_cache=reuse)
     context = contexts(policy, PLAN)
     decode(policy.decoder(), PLAN, context, torch.rand((4, 3), dtype=torch.float64), Sampling())
@@ -180,7 +180,7 @@ def test_what_a_rollout_leaves_behind(reuse: bool) -> None:
 
 
 def test_a_void_state_is_refused() -> None:
-    policy = tiny_policy()
+    policy = exact_policy()
     decoder, context = policy.decoder(), contexts(policy, PLAN)
     old, _ = decoder.start(PLAN, context, 3)
     new, _ = decoder.start(PLAN, context, 3)

@@ -11,8 +11,8 @@ from torch import Tensor
 from src.policies.base import Decoder, Policy
 from src.policies.janus import JanusDecoder, JanusPolicy
 from src.values import IMAGE, PLAN, TokenContext
-from tests.policies.oracle import level_logps
-from tests.policies.tiny import tiny_policy
+from tests.policies.oracle import level_logps, log_softmax
+from tests.policies.tiny import exact_policy, tiny_policy
 
 PROMPTS = ("a red circle", "two blue square left of a green circle", "one triangle", "a red circle and a blue square")
 PLANS = ("red", "two blue square . green circle right", "", "the the")
@@ -45,19 +45,19 @@ def stepwise_logps(decoder: Decoder, level: str, context: TokenContext, ids: Ten
     collected = [features]
     for step in range(steps - 1):
         collected.append(decoder.advance(state, ids[:, step]))
-    return decoder.head(level)(torch.stack(collected, 1)).float().log_softmax(-1)
+    return log_softmax(decoder.head(level)(torch.stack(collected, 1)))
 
 
 @pytest.mark.parametrize("level", [PLAN, IMAGE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_decoding_equals_one_full_forward(kind: str, level: str) -> None:
-    policy = tiny_policy(**KINDS[kind])
+    policy = exact_policy(**KINDS[kind])
     context = contexts(policy, level)
     assert context.mask.sum(1).unique().numel() > 2, "the rows shall differ in length"
     ids = some_ids(level, len(context), 9)
     with torch.no_grad():
         stepwise = stepwise_logps(policy.decoder(), level, context, ids)
-    torch.testing.assert_close(stepwise, level_logps(policy.janus, level, context, ids), atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepwise, level_logps(policy.janus, level, context, ids), atol=1e-10, rtol=0)
 
 
 def test_the_adapter_of_these_tests_does_something() -> None:
@@ -99,7 +99,7 @@ def test_bfloat16_keeps_adapter_updates_that_merging_would_round_away() -> None:
 @pytest.mark.parametrize("level", [PLAN, IMAGE])
 @pytest.mark.parametrize("kind", ["merged", "unmerged", "full"])
 def test_evaluate_equals_start_and_advance(kind: str, level: str) -> None:
-    policy = tiny_policy(**KINDS[kind])
+    policy = exact_policy(**KINDS[kind])
     decoder, context = policy.decoder(), contexts(policy, level)
     for length in (1, 2, 9):
         ids = some_ids(level, len(context), length)
@@ -107,12 +107,12 @@ def test_evaluate_equals_start_and_advance(kind: str, level: str) -> None:
             at_once = decoder.head(level)(decoder.evaluate(level, context, ids)).log_softmax(-1)
             stepwise = stepwise_logps(decoder, level, context, ids)
         assert at_once.shape[1] == length
-        torch.testing.assert_close(at_once, stepwise, atol=2e-5, rtol=0)
+        torch.testing.assert_close(at_once, stepwise, atol=1e-10, rtol=0)
 
 
 def test_rows_of_equal_tokens_but_different_masks_are_not_confused() -> None:
     """A pad token that is attended to (the guidance branch) is another row than padding."""
-    policy = tiny_policy()
+    policy = exact_policy()
     pad = policy.pad_id
     ids = torch.tensor([[pad, pad, 0, 7], [pad, pad, 0, 7]])
     mask = torch.tensor([[True, True, True, True], [False, False, True, True]])
@@ -121,7 +121,7 @@ def test_rows_of_equal_tokens_but_different_masks_are_not_confused() -> None:
         stepwise = stepwise_logps(policy.decoder(), PLAN, context, tokens)
     full = level_logps(policy.janus, PLAN, context, tokens)
     assert (full[0] - full[1]).abs().max() > 1e-2
-    torch.testing.assert_close(stepwise, full, atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepwise, full, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["merged", "full", "unmerged"])

@@ -16,7 +16,7 @@ from src.policies.janus import JanusPolicy
 from src.values import IMAGE, PLAN
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids, stepwise_logps
-from tests.policies.tiny import draw_adapter, tiny_janus, tiny_policy
+from tests.policies.tiny import draw_adapter, exact_policy, tiny_janus, tiny_policy
 
 FORMS: tuple[Form, ...] = ("in_place", "separate", "merged")
 # name -> what tiny_policy is made with; which modules have adapters decides how their products are grouped
@@ -49,16 +49,16 @@ def an_input(modules: list[Any], *shape: int) -> Tensor:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_projection_is_its_modules_side_by_side(kind: str, form: Form) -> None:
-    policy = tiny_policy(**KINDS[kind])
+    policy = exact_policy(**KINDS[kind])
     with torch.no_grad():
         for modules in groups(policy):
             x = an_input(modules, 5, 3)
             expected = torch.cat([module(x) for module in modules], dim=-1)
-            torch.testing.assert_close(Projection(modules, True, form)(x), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(Projection(modules, True, form)(x), expected, atol=1e-10, rtol=0)
             if policy.adapter is not None:
                 with policy.adapter.disable_adapter():
                     bare = torch.cat([module(x) for module in modules], dim=-1)
-                torch.testing.assert_close(Projection(modules, False, form)(x), bare, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(Projection(modules, False, form)(x), bare, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("form", ["in_place", "separate"])
@@ -114,12 +114,12 @@ def test_nothing_is_held_twice() -> None:
 def agrees_with_the_modules(policy: JanusPolicy, decoder: Any) -> None:
     context, ids = contexts(policy, PLAN), some_ids(PLAN, 4, 5)
     stepwise = stepwise_logps(decoder, PLAN, context, ids)
-    torch.testing.assert_close(stepwise, level_logps(policy.janus, PLAN, context, ids).float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepwise, level_logps(policy.janus, PLAN, context, ids), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [{}, {"lora": None}], ids=["lora", "full"])
 def test_optimiser_steps_are_seen_by_the_decoder_that_was_there_before(kind: dict[str, Any]) -> None:
-    policy = tiny_policy(merge_rollout=False, **kind)
+    policy = exact_policy(merge_rollout=False, **kind)
     decoder = policy.decoder()
     trained = [p for p in policy.parameters() if p.requires_grad]
     for optimizer in (torch.optim.AdamW(trained, lr=0.05, foreach=True), torch.optim.SGD(trained, lr=0.1)):
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_a_policy_that_never_decoded() -> None:
 
 
 def test_disabling_the_adapter_makes_another_decoder_and_enabling_it_again_too() -> None:
-    policy = tiny_policy(merge_rollout=False)
+    policy = exact_policy(merge_rollout=False)
     on = policy.decoder()
     with policy.adapter.disable_adapter():
         off = policy.decoder()
@@ -157,9 +157,11 @@ def test_disabling_the_adapter_makes_another_decoder_and_enabling_it_again_too()
         agrees_with_the_modules(policy, reference)
 
 
-@pytest.mark.parametrize("move", [lambda p: p.to(torch.float64), lambda p: copy.deepcopy(p)], ids=["to", "deepcopy"])
+@pytest.mark.parametrize(
+    "move", [lambda p: p.to(torch.bfloat16).to(torch.float64), lambda p: copy.deepcopy(p)], ids=["to", "deepcopy"]
+)
 def test_moved_or_copied_weights_get_a_decoder_of_their_own(move: Any) -> None:
-    policy = tiny_policy(merge_rollout=False)
+    policy = exact_policy(merge_rollout=False)
     old = policy.decoder()
     moved = move(policy)
     draw_adapter(moved, 0.2, seed=9)
@@ -168,7 +170,7 @@ def test_moved_or_copied_weights_get_a_decoder_of_their_own(move: Any) -> None:
 
 
 def test_loading_a_state_dict_is_seen() -> None:
-    policy, other = tiny_policy(merge_rollout=False), tiny_policy(seed=3, merge_rollout=False)
+    policy, other = exact_policy(merge_rollout=False), exact_policy(seed=3, merge_rollout=False)
     decoder = policy.decoder()
     policy.load_state_dict(other.state_dict())
     agrees_with_the_modules(policy, decoder)
@@ -177,8 +179,8 @@ def test_loading_a_state_dict_is_seen() -> None:
     decoder, context = policy.decoder(), contexts(policy, IMAGE)
     ids = some_ids(IMAGE, 4, 5)
     expected = level_logps(other.janus, IMAGE, context, ids)
-    torch.testing.assert_close(stepwise_logps(decoder, IMAGE, context, ids), expected, atol=1e-4, rtol=0)
-    policy.load_state_dict(tiny_policy(seed=4, merge_rollout=False).state_dict(), assign=True)
+    torch.testing.assert_close(stepwise_logps(decoder, IMAGE, context, ids), expected, atol=1e-10, rtol=0)
+    policy.load_state_dict(exact_policy(seed=4, merge_rollout=False).state_dict(), assign=True)
     assert policy.decoder() is not decoder
     agrees_with_the_modules(policy, policy.decoder())
 
@@ -220,14 +222,14 @@ def test_ddp_wraps_and_averages_views_like_any_parameter(tmp_path: Path) -> None
     from torch import distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    policy = tiny_policy(merge_rollout=False)
+    policy = exact_policy(merge_rollout=False)
     decoder = policy.decoder()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         inner = policy.janus.model.language_model
         wrapped = DistributedDataParallel(inner)
         optimizer = torch.optim.SGD([p for p in inner.parameters() if p.requires_grad], lr=0.5)
-        x = torch.randn(2, 4, inner.config.hidden_size)
+        x = torch.randn(2, 4, inner.config.hidden_size, dtype=torch.float64)
         wrapped(inputs_embeds=x).last_hidden_state.square().sum().backward()
         optimizer.step()
     finally:

@@ -16,7 +16,7 @@ from src.policies.prefix import share
 from src.values import IMAGE, PLAN, TokenContext
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import PROMPTS, contexts, some_ids, stepwise_logps
-from tests.policies.tiny import tiny_policy
+from tests.policies.tiny import exact_policy
 
 Rows = list[list[int]]
 
@@ -41,12 +41,12 @@ def unshared(policy: Any) -> Any:
 
 
 def test_the_prompt_of_a_group_is_read_once(read: list[tuple[int, int]]) -> None:
-    policy = tiny_policy()
+    policy = exact_policy()
     context = policy.plan_context([PROMPTS[i] for i in (0, 1, 0, 0, 1)])
     ids = some_ids(PLAN, 5, 6)
     stepwise = stepwise_logps(policy.decoder(), PLAN, context, ids)
     assert read == [(2, context.ids.shape[1])], "two different prompts, two rows"
-    torch.testing.assert_close(stepwise, level_logps(policy.janus, PLAN, context, ids), atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepwise, level_logps(policy.janus, PLAN, context, ids), atol=1e-10, rtol=0)
     read.clear()
     stepwise_logps(unshared(policy).decoder(), PLAN, context, ids)
     assert read == [(5, context.ids.shape[1])]
@@ -54,7 +54,7 @@ def test_the_prompt_of_a_group_is_read_once(read: list[tuple[int, int]]) -> None
 
 @pytest.mark.parametrize("merge", [None, False])
 def test_the_guidance_prefix_is_read_once_for_all_lengths(read: list[tuple[int, int]], merge: bool | None) -> None:
-    policy = tiny_policy(merge_rollout=merge)
+    policy = exact_policy(merge_rollout=merge)
     context = policy.unconditional(contexts(policy, IMAGE))
     lengths = context.mask.sum(1)
     assert lengths.unique().numel() == len(context) == 4
@@ -66,24 +66,24 @@ def test_the_guidance_prefix_is_read_once_for_all_lengths(read: list[tuple[int, 
     assert read[2:4] == [(1, width), (3, 1)]
     assert read[4:] == [(4, 8)], "the tokens themselves"
     apart = stepwise_logps(unshared(policy).decoder(), IMAGE, context, ids)
-    torch.testing.assert_close(shared, apart, atol=2e-5, rtol=0)
-    torch.testing.assert_close(shared, level_logps(policy.janus, IMAGE, context, ids), atol=1e-4, rtol=0)
-    torch.testing.assert_close(at_once, policy.decoder().evaluate(IMAGE, context, ids), atol=2e-5, rtol=0)
+    torch.testing.assert_close(shared, apart, atol=1e-10, rtol=0)
+    torch.testing.assert_close(shared, level_logps(policy.janus, IMAGE, context, ids), atol=1e-10, rtol=0)
+    torch.testing.assert_close(at_once, policy.decoder().evaluate(IMAGE, context, ids), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [[0], [2], [3, 1], [2, 2, 0]])
 def test_the_guidance_prefix_does_not_depend_on_neighbours(rows: list[int]) -> None:
     """Alone a row is read in full, among longer ones as a guest: the same numbers."""
-    policy = tiny_policy()
+    policy = exact_policy()
     context, ids = policy.unconditional(contexts(policy, IMAGE)), some_ids(IMAGE, 4, 9)
     whole = stepwise_logps(policy.decoder(), IMAGE, context, ids)
     index = torch.tensor(rows)
     part = stepwise_logps(policy.decoder(), IMAGE, context.rows(index), ids[index])
-    torch.testing.assert_close(part, whole[index], atol=2e-5, rtol=0)
+    torch.testing.assert_close(part, whole[index], atol=1e-10, rtol=0)
 
 
 def test_a_level_and_its_guidance_branch_in_one_read(read: list[tuple[int, int]]) -> None:
-    policy = tiny_policy()
+    policy = exact_policy()
     context = contexts(policy, IMAGE)
     branch = unconditional_context(context, policy.pad_id)
     both = TokenContext(torch.cat([context.ids, branch.ids]), torch.cat([context.mask, branch.mask]))

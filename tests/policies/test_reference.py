@@ -11,7 +11,7 @@ from src.policies.janus import JanusPolicy
 from src.values import IMAGE, PLAN, Sampling, TokenLevel
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import contexts, some_ids, stepwise_logps
-from tests.policies.tiny import tiny_policy
+from tests.policies.tiny import exact_policy, tiny_policy
 
 
 def train_a_little(policy: JanusPolicy, steps: int = 2, lr: float = 0.05) -> None:
@@ -31,14 +31,14 @@ def train_a_little(policy: JanusPolicy, steps: int = 2, lr: float = 0.05) -> Non
 @pytest.mark.parametrize("merge", [None, True, False])
 @pytest.mark.parametrize("level", [PLAN, IMAGE])
 def test_lora_reference_is_the_model_with_the_adapter_disabled(level: str, merge: bool | None) -> None:
-    policy = tiny_policy(merge_rollout=merge)
+    policy = exact_policy(merge_rollout=merge)
     context = contexts(policy, level)
     ids = some_ids(level, len(context), 9)
     with policy.adapter.disable_adapter():
         expected = level_logps(policy.janus, level, context, ids)
     with policy.reference() as reference, torch.no_grad():
         got = stepwise_logps(reference, level, context, ids)
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
     # Outside of the block the adapter is on again.
     active = level_logps(policy.janus, level, context, ids)
     assert (active - expected).abs().max() > 0.1
@@ -55,7 +55,7 @@ def test_bfloat16_lora_reference_is_exactly_the_modules_with_the_adapter_disable
 
 @pytest.mark.parametrize("level", [PLAN, IMAGE])
 def test_full_finetuning_reference_stays_where_training_started(level: str) -> None:
-    policy = tiny_policy(lora=None)
+    policy = exact_policy(lora=None)
     start = copy.deepcopy(policy.janus)
     context = contexts(policy, level)
     ids = some_ids(level, len(context), 9)
@@ -65,11 +65,11 @@ def test_full_finetuning_reference_stays_where_training_started(level: str) -> N
     assert (moved - expected).abs().max() > 0.1, "training shall have moved the policy"
     with policy.reference() as reference, torch.no_grad():
         got = stepwise_logps(reference, level, context, ids)
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
 
 
 def test_the_frozen_copy_is_no_part_of_the_module() -> None:
-    policy = tiny_policy(lora=None)
+    policy = exact_policy(lora=None)
     alone = dict(policy.janus.named_parameters())
     assert len(list(policy.parameters())) == len(alone)
     assert {id(p) for p in policy.parameters()} == {id(p) for p in alone.values()}
@@ -82,7 +82,7 @@ def test_the_frozen_copy_is_no_part_of_the_module() -> None:
 
 
 def test_the_frozen_copy_moves_with_the_module() -> None:
-    policy = tiny_policy(lora=None)
+    policy = exact_policy(lora=None)
     outer = torch.nn.ModuleDict({"policy": policy})  # as inside the LightningModule
     outer.to(torch.float64)
     (frozen,) = policy._reference
@@ -96,12 +96,12 @@ def test_the_frozen_copy_moves_with_the_module() -> None:
 
 def test_what_trains() -> None:
     """LoRA: adapters of the language model only. Full: the language model with embeddings and lm_head, no more."""
-    lora = tiny_policy()
+    lora = exact_policy()
     names = [name for name, p in lora.named_parameters() if p.requires_grad]
     assert len(names) == 2 * 7 * 2  # A and B, seven projections, two layers
     assert all("language_model.layers" in name and "lora_" in name for name in names)
 
-    full = tiny_policy(lora=None)
+    full = exact_policy(lora=None)
     trained = {name for name, p in full.named_parameters() if p.requires_grad}
     expected = {
         name

@@ -127,13 +127,13 @@ def tiny_policy(
     return policy
 
 
-def exact_policy(lora: dict[str, Any] | None = {"r": 4}, merge_rollout: bool | None = True, **sizes: int) -> Any:  # noqa: B006 (read only)
+def exact_policy(merge_rollout: bool | None = True, **how: Any) -> Any:
     """`tiny_policy` in float64 throughout, for tests that say "nothing changes but rounding".
 
     In float32 the rounding of a matrix product depends on the processor, the number of threads and the number of
     rows; a bound that holds on one machine fails on the next. Here it is 1e-12, and a fault stands out.
     """
-    policy = tiny_policy(lora=lora, merge_rollout=merge_rollout, dtype=torch.float64, **sizes)
+    policy = tiny_policy(merge_rollout=merge_rollout, dtype=torch.float64, **how)
     exact_norms(policy)
     return policy
 
