@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,31 +36,54 @@ FREE = (
 )
 
 
-def locate(config: DictConfig, stamp: str, suffix: str = "") -> tuple[RunFolder, Path | None]:
-    """The run's folder and the checkpoint to resume from.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which folder a run goes into and what it goes on from.
+
+    checkpoint: None for a run that begins. given: the setting that named the folder, None for a name made from the
+    time. again: whether files of a run that was ended before its first checkpoint may be there.
+    """
+
+    folder: RunFolder
+    checkpoint: Path | None = None
+    given: str | None = None
+    again: bool = False
+
+    @property
+    def told(self) -> str:
+        """The folder as messages name it."""
+        return self.given or f"run.root: {self.folder.path}"
+
+
+def choose(config: DictConfig, stamp: str, suffix: str = "") -> Choice:
+    """Where the run goes, by its settings and by what is on disk; nothing is written or verified.
 
     stamp: the time in a fresh run's name; suffix: what tells the jobs of a sweep apart.
 
     Raises:
-        UserError: if there is nothing to resume at the path that was given, or it is damaged.
+        UserError: if there is nothing to resume at the path that was given.
     """
     run, given = config.run, config.resume.path
+    named = f"run.dir={run.dir}{suffix}" if run.dir else None
     fresh = RunFolder(Path(run.dir + suffix) if run.dir else Path(run.root) / f"{run.name}-{stamp}{suffix}")
     if given is None:
-        if fresh.summary.exists() or fresh.checkpoints():
-            raise UserError(f"run.dir={fresh.path}: holds a run already; choose another folder or add resume=auto")
-        return fresh, None
+        return Choice(fresh, given=named)
     if given == "auto":
         found = fresh if run.dir else newest_unfinished(Path(run.root), run.name, suffix)
         if found is None or not found.checkpoints():
-            return fresh, None
-        return found, sound_checkpoint(found, found.last_checkpoint)
+            return Choice(fresh, given=named, again=True)
+        return Choice(found, found.last_checkpoint, named or f"resume=auto: {found.path}")
     path = Path(given)
     folder = RunFolder(path if path.is_dir() else path.parent.parent)
     checkpoint = folder.last_checkpoint if path.is_dir() else path
+    if path.is_file() and path.parent.name != folder.last_checkpoint.parent.name:
+        raise UserError(
+            f"resume={given}: is in no run folder, and a resumed run writes into its own: put the checkpoint into"
+            f" checkpoints/ of the run folder, or give that folder"
+        )
     if not checkpoint.is_file() and not (path.is_dir() and folder.checkpoints()):
         raise UserError(f"resume={given}: no checkpoint there ({checkpoint}); give a run folder, or resume=auto")
-    return folder, sound_checkpoint(folder, checkpoint)
+    return Choice(folder, checkpoint, f"resume={given}")
 
 
 def sound_checkpoint(folder: RunFolder, checkpoint: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ def leads_out(folder: Path, path: Path) -> Path | None:
     return None
 
 
+def remove_partial_files(run: RunFolder) -> None:
+    """Delete what a process that was killed left half-written; to be called by the run's owner only."""
+    for folder in (run.path, run.last_checkpoint.parent, run.validation_samples(0).parent):
+        for path in folder.glob("*.partial"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole: a partial file first, then a rename; raises CannotSave."""
     with saving(path):
@@ -127,8 +138,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | None:
-    """The newest folder ``<name>-<time><suffix>`` under `root` that has a checkpoint and no finished summary."""
-    pattern = re.compile(re.escape(name) + r"-\d{8}-\d{6}" + re.escape(suffix))
+    """The newest folder ``<name>-<time><suffix>`` under `root` that has a checkpoint and no finished summary.
+
+    In place of the time a SLURM job's number; behind it ``.2`` and so on where another run had the name already.
+    """
+    stamp = r"-(?:\d{8}-\d{6}|job\d+\.\d+)(?:\.\d+)?"
+    pattern = re.compile(re.escape(name) + stamp + re.escape(suffix))
     candidates = [
         RunFolder(path)
         for path in (root.iterdir() if root.is_dir() else ())
