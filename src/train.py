@@ -44,7 +44,7 @@ def _train(config: DictConfig, choice: Choice) -> int:
     folder = choice.folder
     checkpoint = None if choice.checkpoint is None else sound_checkpoint(folder, choice.checkpoint)
     summary = folder.read_summary()
-    if summary is not None and summary.get("finished") and summary["steps"] >= config.trainer.max_steps:
+    if summary is not None and summary.get("finished") and summary.get("steps", 0) >= config.trainer.max_steps:
         print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
         print(closing_lines(summary, folder))
         return 0
@@ -79,12 +79,13 @@ def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
         before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
         if before is not None and after is not None:
             lines.append(f"{name:12} {before:.3f} -> {after:.3f}   (test prompts, best of validation)")
-    for kind, figures in summary["by_kind"].items():
-        before, after = figures["before"], figures["after"] or {}
+    for kind, figures in summary.get("by_kind", {}).items():
+        before, after = figures["before"], figures.get("after") or {}
         if "all_correct" in before and "all_correct" in after:
             lines.append(f"  {kind:12} {before['all_correct']:.3f} -> {after['all_correct']:.3f}   all_correct")
     lines += [
-        f"{summary['steps']} steps, {summary['seconds_per_step']:.2f} s a step, {summary['seconds_total']:.0f} s",
+        f"{summary['steps']} steps, {summary.get('seconds_per_step') or 0:.2f} s a step,"
+        f" {summary.get('seconds_total') or 0:.0f} s",
         f"adapter: {folder.adapter}",
         f"samples: {folder.samples('before')}, {folder.samples('after')}",
         f"summary: {folder.summary}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.config import UserError
 from src.training.sound_files import partial_path, saving
 
 PREVIOUS = "previous.ckpt"
@@ -68,6 +69,10 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    def before_is_whole(self) -> bool:
+        """Whether all of the report before training is there; else all of it is made again."""
+        return all(path.is_file() for path in (self.before, self.test_samples("before"), self.samples("before")))
+
     def what_is_left(self) -> str:
         """For a person whose run ended before its time: what there is to go on from, and how."""
         found = self.checkpoints()
@@ -76,12 +81,10 @@ class RunFolder:
         return f"the last good checkpoint is {found[0]}; the same command with resume={self.path} goes on from it"
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary; None where there is none or it cannot be read."""
-        try:
-            value = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
+        """The summary; None where there is none. Raises UserError for one that is damaged or of another form."""
+        from src.training.run_files import read_summary
+
+        return read_summary(self)
 
     def samples(self, when: str) -> Path:
         """The sheet of samples, `when` is "before" or "after"."""
@@ -153,5 +156,8 @@ def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | No
 
 
 def _finished(run: RunFolder) -> bool:
-    summary = run.read_summary()
+    try:
+        summary = run.read_summary()
+    except UserError:
+        return False
     return summary is not None and bool(summary.get("finished"))
