@@ -9,6 +9,7 @@ from typing import Any
 
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_OUTPUT_CLOSED = 141  # how a shell tells of a program that SIGPIPE ended
 FLAGS = """\
   --cfg job        print the resolved config and stop
   -m, --multirun   sweep: key=a,b runs every combination
@@ -104,6 +105,12 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_WRONG_INPUT
+    except BrokenPipeError:
+        from src.closed_output import send_nowhere
+
+        for stream in (sys.stdout, sys.stderr):
+            send_nowhere(stream)  # else Python's own flush at its end would complain
+        return EXIT_OUTPUT_CLOSED
     except KeyboardInterrupt:
         print("interrupted" + (" before anything was trained" if command.name == "train" else ""), file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from src import build
+from src.closed_output import watched_output
 from src.config import UserError
 from src.loaded import check_loaded, reference_note
 from src.loggers.build import build_loggers, log_parameters
@@ -118,7 +119,12 @@ class Session:
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
-        with self.stop.handlers_kept(), self.watchdog, self.rank_watch.leaving_together():
+        with (
+            watched_output(self.stop.output_closed),
+            self.stop.handlers_kept(),
+            self.watchdog,
+            self.rank_watch.leaving_together(),
+        ):
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
     def end_others(self) -> None:
