@@ -10,6 +10,7 @@ from typing import Any
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_OUTPUT_CLOSED = 141  # how a shell tells of a program that SIGPIPE ended
 FLAGS = """\
   --cfg job        print the resolved config and stop
   -m, --multirun   sweep: key=a,b runs every combination
@@ -109,7 +110,9 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
             return _show(compose(overrides, command.config))
         if "-m" in flags:
             return _sweep(command, overrides)
-        return command.task(compose(overrides, command.config))
+        code = command.task(compose(overrides, command.config))
+        sys.stdout.flush()  # here, where a reader that is gone is understood
+        return code
     except UserError as error:
         print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_WRONG_INPUT
@@ -118,6 +121,12 @@ def run(command: Command, arguments: Sequence[str] | None = None) -> int:
             raise
         print(masked_text(f"error: {told}"), file=sys.stderr)
         return EXIT_FAILED
+    except BrokenPipeError:
+        from src.closed_output import send_nowhere
+
+        for stream in (sys.stdout, sys.stderr):
+            send_nowhere(stream)  # else Python's own flush at its end would complain
+        return EXIT_OUTPUT_CLOSED
     except KeyboardInterrupt:
         print("interrupted" + (" before anything was trained" if command.name == "train" else ""), file=sys.stderr)
         return EXIT_INTERRUPTED

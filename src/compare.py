@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from src.comparison.records import RunRecord
 
+WRITTEN = ("comparison.md", "comparison.csv", "curves.png")
 PREFERRED = ("validation/reward", "validation/all_correct", "reward")
 
 
@@ -32,14 +33,14 @@ def compare(config: DictConfig) -> int:
     from src.output_folder import check_free, written_whole
 
     out = Path(config.out).expanduser()
-    check_free(out, config.overwrite)
+    check_free(out, config.overwrite, WRITTEN)
     records = collect(config)
     metric = chosen_metric(records, config.metric)
     if config.baseline is not None:
         _known(config.baseline, (record.name for record in records), "baseline", "no such run among those compared")
     comparison = table.compare(records, metric, config.mode, config.baseline)
     best = closing_line(comparison.best_run)
-    with written_whole(out) as folder:
+    with written_whole(out, config.overwrite) as folder:
         (folder / "comparison.md").write_text(render.markdown(comparison, best), encoding="utf-8")
         (folder / "comparison.csv").write_text(render.table_csv(comparison), encoding="utf-8")
         curves.plot(comparison, folder / "curves.png")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SEED = 1234
 EXIT_FAILED = 1
+WRITTEN = ("images", "summary.json", "samples.csv", "report.html")
 SHOWN = ("reward", "all_correct", "plan/ended", "diversity/vendi")
 
 
@@ -50,13 +50,14 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
     from src.contestants import load, locate
     from src.evaluation.diversity import embedding
     from src.export import quiet
-    from src.output_folder import check_free, written_whole
+    from src.output_folder import check_free, new_folder, written_whole
     from src.rewards.base import RewardError
     from src.rewards.coverage import silent_experts
     from src.training.evaluation import told_nothing
 
-    out = Path(config.out or time.strftime("outputs/evaluated-%Y%m%d-%H%M%S")).expanduser()
-    check_free(out, config.overwrite)
+    out = None if config.out is None else Path(config.out).expanduser()
+    if out is not None:
+        check_free(out, config.overwrite, WRITTEN)
     quiet()
     field = locate(config)
     records = chosen_records(config, field, given)
@@ -72,8 +73,9 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
         raise UserError(str(error)) from error
     settings = evaluation_settings(config, field)
     policy = load(field)
+    out = out or new_folder("outputs/evaluated")
     try:
-        with written_whole(out) as folder:
+        with written_whole(out, config.overwrite) as folder:
             drawn = {
                 contestant.name: drawn_by(number, policy, field, rewards, records, settings, embed, folder)
                 for number, contestant in enumerate(field.contestants)

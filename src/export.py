@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # In front of the transformers model's own names, where the policy holds it.
 NETWORK = "policy.network."
+# Beside copies of the base's files.
+WRITTEN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "samples_*.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ def export(config: DictConfig) -> int:
     from src.output_folder import check_free, written_whole
 
     out = Path(config.out).expanduser()
-    check_free(out, config.overwrite)
     source = locate_source(config.run, config.adapter, config.base)
+    check_free(out, config.overwrite, (*WRITTEN, *(one.name for one in source.base.iterdir())))
     if out.resolve() in (source.base.resolve(), source.adapter and source.adapter.resolve()):
         raise UserError(f"out={out}: is what is to be exported; choose another folder")
     whole = config.merge or source.adapter is None
@@ -71,7 +73,7 @@ def export(config: DictConfig) -> int:
     if config.push_to_hub or config.register:
         refuse_links(source, whole)
     quiet()
-    with written_whole(out) as folder:
+    with written_whole(out, config.overwrite) as folder:
         write(config, source, folder, whole, facts)
         complete_card(folder, facts)
     print(f"{'checkpoint' if whole else 'adapter'}: {out}")
@@ -267,11 +269,10 @@ def _base(path: str, named_by: str) -> Path:
 
 def _own_names(weights: Path) -> dict[str, Any]:
     """A run's trained weights by their names in the transformers model."""
-    from safetensors.torch import load_file
-
     from src.policies.weight_files import check_finite
+    from src.training.run_files import read_weights
 
-    loaded = load_file(str(weights))
+    loaded = read_weights(weights, "give another run")
     foreign = [name for name in loaded if not name.startswith(NETWORK)]
     if foreign:
         raise UserError(f"{weights}: {foreign[0]} is no weight of a Janus policy; this run cannot be exported")

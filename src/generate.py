@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from src.rollout.levels import RolloutSettings
     from src.values import PromptRecord
 
+WRITTEN = ("images", "grid.png", "samples.jsonl")
 TILES = 96  # of grid.png at most
 
 
@@ -55,10 +55,11 @@ class Job:
 def generate(config: DictConfig, source: PromptSource) -> int:
     """One generation; returns the exit code. What is wrong with the input shows before any weight is loaded."""
     records = read_prompts(source)
-    from src.output_folder import check_free, written_whole
+    from src.output_folder import check_free, new_folder, written_whole
 
-    out = Path(config.out or time.strftime("outputs/generated-%Y%m%d-%H%M%S")).expanduser()
-    check_free(out, config.overwrite)
+    out = None if config.out is None else Path(config.out).expanduser()
+    if out is not None:
+        check_free(out, config.overwrite, WRITTEN)
     check_best_of(config.best_of, config.best_of_by, config.rewards.experts)
     chosen = choose_model(config)
     warn_of(check_prompts(chosen["model"], chosen["sampling"]["max_plan_tokens"], records))
@@ -78,7 +79,8 @@ def generate(config: DictConfig, source: PromptSource) -> int:
         "seed": config.seed,
         "sampling": chosen["sampling"],
     }
-    with written_whole(out) as folder:
+    out = out or new_folder("outputs/generated")
+    with written_whole(out, config.overwrite) as folder:
         (folder / "images").mkdir()
         jobs = [
             Job(record, index, rollout, candidate)
@@ -210,11 +212,10 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
     given = {"run": {"seed": 0}, "model": model, "plugins": chosen["plugins"]}
     policy: Any = build.build_policy(literal(given))
     if chosen["weights"] is not None:
-        from safetensors.torch import load_file
-
         from src.policies.weight_files import CheckpointError, check_finite
+        from src.training.run_files import read_weights
 
-        stored = load_file(str(chosen["weights"]))
+        stored = read_weights(chosen["weights"], "give another run")
         weights = {name.removeprefix("policy."): value for name, value in stored.items()}
         try:
             check_finite(stored, chosen["weights"])

@@ -17,14 +17,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from src import build
+from src.closed_output import watched_output
 from src.config import UserError
 from src.loaded import check_loaded, reference_note
 from src.loggers.build import build_loggers, log_parameters
-from src.loggers.facts import RunFacts, dataset_facts
+from src.loggers.facts import RunFacts, dataset_facts, is_rank_zero
 from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
 from src.prompt_checks import check_data, check_metadata
-from src.resume import check_settings, finished_batches, refuse_other_weights
+from src.resume import check_files, check_settings, finished_batches, forget_other_run, refuse_other_weights
 from src.run_config import write_run_config
 from src.training.callbacks import (
     BestByValidation,
@@ -82,8 +83,12 @@ class Session:
         build.build_algorithm(config)
         operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
-            check_settings(folder, config)
             data.start_step = finished_batches(checkpoint)
+            check_files(folder, checkpoint)
+            check_settings(folder, config)
+        elif is_rank_zero():
+            forget_other_run(folder, config)
+            check_files(folder, None)
         stop = GracefulStop()
         datasets = dataset_facts(config.data, data)
         facts = RunFacts(folder, build.plain(config), lambda: stop.code is not None, datasets)
@@ -106,6 +111,8 @@ class Session:
         module = build.build_module(config, policy, rewards, fitted.cut)
         if checkpoint is not None:
             refuse_other_weights(checkpoint, module.trained_state())
+            if not folder.before_is_whole():
+                report.initial = {name: value.clone() for name, value in module.trained_state().items()}
         if trainer.is_global_zero:
             write_run_config(folder.config, facts.config)
         log_parameters(loggers, facts)
@@ -117,7 +124,12 @@ class Session:
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` if given; raises StopRequested if a signal came outside of training steps."""
-        with self.stop.handlers_kept(), self.watchdog, self.rank_watch.leaving_together():
+        with (
+            watched_output(self.stop.output_closed),
+            self.stop.handlers_kept(),
+            self.watchdog,
+            self.rank_watch.leaving_together(),
+        ):
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
 
     def end_others(self) -> None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import cli
-from src.config import UserError
-from src.launched import agreed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from src.resume import Choice
     from src.training.run_folder import RunFolder
 
 STARTED = time.time()
 EXIT_FAILED = 1
-STAMP = "BICOT_RUN_STAMP"
 
 
 def train(config: DictConfig) -> int:
@@ -31,8 +24,15 @@ def train(config: DictConfig) -> int:
     0 done; 1 stopped by a fault that the message names (a reward or loss that is no number, want of memory, a full
     disk, a rank that died); 130 / 143 interrupted with everything saved. The watchdog ends the process with 124.
     """
+    from src.run_place import placed
+
+    with placed(config, STARTED) as choice:
+        return _train(config, choice)
+
+
+def _train(config: DictConfig, choice: Choice) -> int:
     from src.masking import masked_text
-    from src.resume import locate
+    from src.resume import sound_checkpoint
     from src.rewards.base import RewardError
     from src.session import Session
     from src.training.callbacks import StopRequested
@@ -41,15 +41,15 @@ def train(config: DictConfig) -> int:
     from src.training.rank_watch import RankLost
     from src.training.sound_files import CannotSave, DamagedFile
 
-    folder, checkpoint = locate(config, run_stamp(), job_suffix())
+    folder = choice.folder
+    checkpoint = None if choice.checkpoint is None else sound_checkpoint(folder, choice.checkpoint)
     summary = folder.read_summary()
-    if summary is not None and summary.get("finished") and summary["steps"] >= config.trainer.max_steps:
+    if summary is not None and summary.get("finished") and summary.get("steps", 0) >= config.trainer.max_steps:
         print(f"{folder.path}: the run is complete; raise trainer.max_steps to go on from it")
         print(closing_lines(summary, folder))
         return 0
     try:
-        with made_or_undone(folder.path):
-            session = Session.build(config, folder, _started(), checkpoint)
+        session = Session.build(config, folder, _started(), checkpoint)
         if session.is_global_zero:
             print(f"run folder: {folder.path}", flush=True)
         with memory_told(f"in an evaluation or between steps: {SMALLER_ROLLOUT}"):
@@ -73,42 +73,6 @@ def _started() -> float:
     return time.time() if job_number() else STARTED
 
 
-@contextmanager
-def made_or_undone(folder: Path) -> Iterator[None]:
-    """Make the run's folder, and take it away again if the user's input turns out wrong before it holds anything.
-
-    Raises:
-        UserError: if the folder cannot be made.
-    """
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run.dir={folder}: cannot be made ({error.strerror}); choose another folder") from error
-    try:
-        yield
-    except UserError:
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-
-
-def job_suffix() -> str:
-    """What tells the folders of a sweep's jobs apart; empty outside of one."""
-    from src.sweep import job_number
-
-    job = job_number()
-    return "" if job is None else f"-{job}"
-
-
-def run_stamp() -> str:
-    """The time in a run folder's name, or what else the processes of a run agree on: all take that of the first."""
-    if "LOCAL_RANK" in os.environ and STAMP in os.environ:
-        return os.environ[STAMP]
-    os.environ[STAMP] = agreed("stamp", datetime.fromtimestamp(STARTED).strftime("%Y%m%d-%H%M%S"))
-    return os.environ[STAMP]
-
-
 def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
     """What improved and where things are."""
     lines = [""]
@@ -116,12 +80,13 @@ def closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
         before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
         if before is not None and after is not None:
             lines.append(f"{name:12} {before:.3f} -> {after:.3f}   (test prompts, best of validation)")
-    for kind, figures in summary["by_kind"].items():
-        before, after = figures["before"], figures["after"] or {}
+    for kind, figures in summary.get("by_kind", {}).items():
+        before, after = figures["before"], figures.get("after") or {}
         if "all_correct" in before and "all_correct" in after:
             lines.append(f"  {kind:12} {before['all_correct']:.3f} -> {after['all_correct']:.3f}   all_correct")
     lines += [
-        f"{summary['steps']} steps, {summary['seconds_per_step']:.2f} s a step, {summary['seconds_total']:.0f} s",
+        f"{summary['steps']} steps, {summary.get('seconds_per_step') or 0:.2f} s a step,"
+        f" {summary.get('seconds_total') or 0:.0f} s",
         f"adapter: {folder.adapter}",
         f"samples: {folder.samples('before')}, {folder.samples('after')}",
         f"summary: {folder.summary}",

@@ -26,6 +26,7 @@ def upload(config: DictConfig) -> int:
     same.
     """
     from src.export import find_run
+    from src.folder_lock import owner
     from src.loggers.mlflow_journal import write_journal
     from src.loggers.store import check_artifacts, locate_store, named, noted_uri
     from src.training.run_folder import RunFolder
@@ -33,6 +34,8 @@ def upload(config: DictConfig) -> int:
     if config.run is None:
         raise UserError("run: expected a run folder, as in run=runs/bicot_lora-20260101-120000")
     folder = RunFolder(find_run(config.run))
+    if (who := owner(folder.path)) is not None:
+        raise UserError(f"run={config.run}: the run is still going on ({who}); upload it when it is over")
     rows = metric_rows(folder)
     journal = journal_of(folder)
     experiment = config.experiment_name or journal.experiment
@@ -73,10 +76,10 @@ def metric_rows(folder: RunFolder) -> list[Metric]:
     """Every figure of metrics.csv as (name, value, milliseconds since 1970, step), the time being the file's.
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if there is no such file, or it is damaged.
     """
     from src.export import nearest_run
-    from src.training.metrics_file import MetricsFile
+    from src.training.run_files import read_metrics
 
     if not folder.metrics.is_file():
         near = nearest_run(folder.path)
@@ -84,9 +87,8 @@ def metric_rows(folder: RunFolder) -> list[Metric]:
     stamp = int(folder.metrics.stat().st_mtime * 1000)
     return [
         (name, float(value), stamp, step)
-        for step, row in sorted(MetricsFile(folder.metrics).rows.items())
+        for step, row in sorted(read_metrics(folder.metrics).items())
         for name, value in row.items()
-        if name != "step"
     ]
 
 

@@ -345,10 +345,11 @@ def test_small_adapters_folder_names_and_overwriting(tmp_path: Path, monkeypatch
     """A PEFT folder called adapter goes by its run's name; what was there is replaced when told to."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old.txt").write_text("old")
+    (out / "samples.csv").write_text("old")
     asked = ("prompts=two green squares", "rewards=shapes", "n=2", f"adapters={lora_run().adapter}", "temperature=0.7")
     assert run(monkeypatch, *asked, f"out={out}", "overwrite=true") == 0
     assert sorted(path.name for path in out.iterdir()) == ["images", "report.html", "samples.csv", "summary.json"]
+    assert (out / "samples.csv").read_text() != "old"
     found = summary(out)
     assert [model["name"] for model in found["models"]] == ["base", lora_run().path.name]
     assert (found["sampling"]["plan_temperature"], found["sampling"]["image_temperature"]) == (0.7, 0.7)

@@ -189,7 +189,7 @@ def test_a_journal_knows_its_store_without_the_password(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("wrong", [[], {"tracking_uri": 5}, {"uploaded": []}, {"more": 1}, None])
-def test_a_journal_of_something_else_is_none(tmp_path: Path, wrong: Any) -> None:
+def test_a_journal_of_something_else_is_refused(tmp_path: Path, wrong: Any) -> None:
     fine = {"tracking_uri": f"https://me:{PLANTED}@h", "experiment": "e", "name": "n", "run_id": "1"}
     folder = RunFolder(tmp_path)
     folder.mlflow.write_text(json.dumps(fine))
@@ -199,7 +199,8 @@ def test_a_journal_of_something_else_is_none(tmp_path: Path, wrong: Any) -> None
     assert known.run_in(f"https://me:{PLANTED}@h") == "1"
     assert PLANTED not in repr(known)
     folder.mlflow.write_text(json.dumps(wrong if not isinstance(wrong, dict) else fine | wrong))
-    assert read_journal(folder) is None
+    with pytest.raises(UserError, match=r"mlflow\.json: cannot be read as a run's mlflow\.json \(.*\); delete it"):
+        read_journal(folder)
 
 
 def _holding(folder: Path, secret: str) -> list[Path]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,9 @@ from typing import Any
 from src.comparison.records import PromptScores, RunRecord, Series, read_scores
 from src.config import UserError
 from src.loggers.facts import run_parameters
+from src.loggers.mlflow_journal import read_journal
 from src.run_config import read_run_config
+from src.training.run_files import damaged, read_metrics, read_text
 from src.training.run_folder import RunFolder
 
 
@@ -62,10 +62,11 @@ def scores_of(folder: RunFolder) -> tuple[PromptScores, ...]:
     path = folder.test_samples("after")
     if not path.is_file():
         return ()
+    fix = "delete it, and the run is compared without its single scores"
     try:
-        return read_scores(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        return read_scores(read_text(path, fix))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}", fix) from error
 
 
 def seconds_per_step(seconds: Series) -> float | None:
@@ -85,21 +86,13 @@ def _metrics(path: Path) -> dict[str, Series]:
     if not path.is_file():
         return {}
     columns: dict[str, list[tuple[int, float]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                for name, value in row.items():
-                    if value:
-                        columns.setdefault(name, []).append((step, float(value)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a run's metrics ({type(error).__name__}: {error})") from error
+    for step, row in read_metrics(path).items():
+        for name, value in row.items():
+            columns.setdefault(name, []).append((step, float(value)))
     return {name: tuple(sorted(values)) for name, values in columns.items()}
 
 
 def _mlflow_run(path: Path) -> str | None:
     """The MLflow run that was logged beside the folder."""
-    try:
-        return str(json.loads((path / "mlflow.json").read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    journal = read_journal(RunFolder(path))
+    return None if journal is None else journal.run_id

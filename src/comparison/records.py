@@ -9,6 +9,8 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
+from src.training.run_files import number
+
 Series = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
 # Settings that say where a run lives or what it shows, and the seed: runs that differ in nothing else are repeats.
@@ -59,9 +61,9 @@ class RunRecord:
 
 
 def read_scores(text: str) -> tuple[PromptScores, ...]:
-    """The lines of a run folder's ``test_after.jsonl``."""
+    """The lines of a run folder's ``test_after.jsonl``; raises ValueError, KeyError or TypeError for other ones."""
     found = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         entry = json.loads(line)
         figures = {
             "reward": entry["reward"],
@@ -69,6 +71,8 @@ def read_scores(text: str) -> tuple[PromptScores, ...]:
             **entry["details"],
             "plan/ended": float(entry["ended"]),
         }
+        for name, value in figures.items():
+            number(value, name, none=True)
         found.append(PromptScores(int(entry["index"]), str(entry["prompt"]), figures))
     return tuple(found)
 

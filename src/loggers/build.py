@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from src.allowed_targets import check_part, factory
 from src.config import UserError
 from src.loggers.facts import RunFacts, is_rank_zero, run_parameters
 from src.training.metrics_file import MetricsFile
+from src.training.run_files import damaged, read_text
 from src.training.run_folder import write_text
 
 # The packages behind Lightning's own loggers, and the extra that brings them.
@@ -78,4 +80,7 @@ def run_id(folder: Path) -> str | None:
     path = folder / "logger_id"
     if not path.is_file():
         write_text(path, uuid4().hex[:12] + "\n")
-    return path.read_text(encoding="utf-8").strip()
+    name = read_text(path, fix := "delete it, and the run gets a new one").strip()
+    if re.fullmatch(r"[\w-]{1,100}", name) is None:
+        raise damaged(path, "not a name of letters and digits", fix)
+    return name

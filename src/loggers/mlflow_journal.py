@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from src.masking import masked_text
+from src.training.run_files import WrongForm, mapping, need, read_json
 from src.training.run_folder import RunFolder, write_json
 
 UPLOAD = "python -m src.upload_metrics"
@@ -46,17 +46,45 @@ class Journal:
 
 
 def read_journal(folder: RunFolder) -> Journal | None:
-    """The journal of a run folder; None where there is none that can be read."""
-    try:
-        found: dict[str, Any] = json.loads(folder.mlflow.read_text(encoding="utf-8"))
-        journal = Journal(**found)
-        # A run from before passwords were masked is found again all the same.
-        where = None if journal.tracking_uri is None else masked_text(journal.tracking_uri)
-        return replace(
-            journal, tracking_uri=where, uploaded={masked_text(uri): run for uri, run in journal.uploaded.items()}
-        )
-    except (OSError, ValueError, TypeError, AttributeError):
+    """The journal of a run folder; None where there is none.
+
+    Raises:
+        UserError: for one that is damaged or of another form.
+    """
+    if not folder.mlflow.is_file():
         return None
+    found = read_json(folder.mlflow, _check, "delete it, and the run gets a new MLflow run")
+    journal = Journal(**found)
+    # A run from before passwords were masked is found again all the same.
+    where = None if journal.tracking_uri is None else masked_text(journal.tracking_uri)
+    return replace(
+        journal, tracking_uri=where, uploaded={masked_text(uri): run for uri, run in journal.uploaded.items()}
+    )
+
+
+def _check(value: Any) -> None:
+    """Raise WrongForm unless `value` is what `write_journal` writes, or an earlier version wrote."""
+    known = {field.name for field in fields(Journal)}
+    for name, inner in mapping(value).items():
+        if name not in known:
+            raise WrongForm(f"{name} is no entry of it")
+        if name in ("tags", "parameters", "uploaded"):
+            _texts(inner, name)
+        elif name == "datasets":
+            for facts in inner if isinstance(inner, list) else [None]:
+                mapping(facts, "an entry of datasets")
+        elif name == "pending":
+            if not isinstance(inner, bool):
+                raise WrongForm("pending is not true or false")
+        elif not isinstance(inner, str) and not (inner is None and name in ("tracking_uri", "run_id")):
+            raise WrongForm(f"{name} is not a text")
+    for name in ("tracking_uri", "experiment", "name"):
+        need(value, name)
+
+
+def _texts(value: Any, name: str) -> None:
+    if not all(isinstance(inner, str) for inner in mapping(value, name).values()):
+        raise WrongForm(f"{name} holds something else than texts")
 
 
 def write_journal(folder: RunFolder, journal: Journal) -> None:

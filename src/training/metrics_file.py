@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.training.run_files import read_metrics
 from src.training.sound_files import CannotSave, partial_path, saving
 
 
@@ -17,6 +19,9 @@ class MetricsFile(Logger):
     """A Lightning logger that keeps all rows and writes the file whole, atomically.
 
     Lightning's own CSVLogger deletes an existing file; a resumed run must go on with the one it has.
+
+    Raises:
+        UserError: if the file at `path` is no metrics.csv of a run.
     """
 
     def __init__(self, path: Path, flush_every: int = 20) -> None:
@@ -26,8 +31,7 @@ class MetricsFile(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         self._unsaved = 0
         if path.is_file():
-            with path.open(newline="") as file:
-                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+            self.rows = {step: dict(row) for step, row in read_metrics(path).items()}
 
     @property
     def name(self) -> str:
@@ -67,10 +71,12 @@ class MetricsFile(Logger):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(self.path)
         with saving(self.path):
-            with partial.open("w", newline="") as file:
+            with partial.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns, restval="")
                 writer.writeheader()
                 writer.writerows({**row, "step": step} for step, row in sorted(self.rows.items()))
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(self.path)
         self._unsaved = 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from src.training.sound_files import partial_path
+from src.training.sound_files import partial_path, sync_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,6 +58,7 @@ def sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     canvas.save(partial, format="PNG")
+    sync_file(partial)
     partial.replace(path)
 
 

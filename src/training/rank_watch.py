@@ -2,7 +2,8 @@
 
 Two ways lead to the news. The process that started the others hears at once when one ends. Every rank besides
 counts up a number in the process group's store and looks at the others': a machine that is gone, or a store that
-is (it lives with rank 0), shows within `watchdog.rank_seconds`.
+is (it lives with rank 0), shows within `watchdog.rank_seconds`. Time in which this process was suspended is not
+counted: a job that was suspended as a whole goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed as dist
 
 from src import phases
+from src.training.running_time import RunningTime
 
 EXIT_LOST = 1
 _LEFT = b"left"
@@ -93,22 +95,32 @@ class RankWatch(Callback):
 
     def _exchange_beats(self, rank: int, ranks: int, seconds: float) -> None:
         others = [other for other in range(ranks) if other != rank]
-        seen = dict.fromkeys(others, (b"", time.monotonic()))
-        beats = 0
-        while not self._over.wait(min(5.0, seconds / 6)):
+        clock = RunningTime(min(5.0, seconds / 6))
+        seen = dict.fromkeys(others, (b"", clock.seconds))
+        beats, again = 0, False
+        while not self._over.wait(clock.interval):
             beats += 1
+            asked = time.monotonic()
             try:
+                if again:
+                    self._store = self._store.clone()
                 self._store.set(_key(rank), str(beats))
                 told = self._store.multi_get([_key(other) for other in others])
             except RuntimeError as error:
-                if not self._over.is_set():
-                    self._end(f"rank 0 does not answer any more ({str(error).splitlines()[0]})")
+                if self._over.is_set():
+                    return
+                if not again and time.monotonic() - asked > seconds:
+                    # A time-out: this process, and rank 0 with it, may have been suspended meanwhile.
+                    again = True
+                    continue
+                self._end(f"rank 0 does not answer any more ({str(error).splitlines()[0]})")
                 return
-            now = time.monotonic()
+            again = False
+            clock.tick()
             for other, beat in zip(others, told, strict=True):
                 if beat != seen[other][0] or beat == _LEFT:
-                    seen[other] = (beat, now)
-                elif now - seen[other][1] > seconds:
+                    seen[other] = (beat, clock.seconds)
+                elif clock.seconds - seen[other][1] > seconds:
                     self._end(f"rank {other} gave no sign of life for {seconds:g} s (watchdog.rank_seconds)")
 
     def _end(self, what: str) -> None:

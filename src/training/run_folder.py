@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.config import UserError
 from src.training.sound_files import partial_path, saving
 
 PREVIOUS = "previous.ckpt"
@@ -67,6 +69,10 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    def before_is_whole(self) -> bool:
+        """Whether all of the report before training is there; else all of it is made again."""
+        return all(path.is_file() for path in (self.before, self.test_samples("before"), self.samples("before")))
+
     def what_is_left(self) -> str:
         """For a person whose run ended before its time: what there is to go on from, and how."""
         found = self.checkpoints()
@@ -75,12 +81,10 @@ class RunFolder:
         return f"the last good checkpoint is {found[0]}; the same command with resume={self.path} goes on from it"
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary; None where there is none or it cannot be read."""
-        try:
-            value = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
+        """The summary; None where there is none. Raises UserError for one that is damaged or of another form."""
+        from src.training.run_files import read_summary
+
+        return read_summary(self)
 
     def samples(self, when: str) -> Path:
         """The sheet of samples, `when` is "before" or "after"."""
@@ -109,6 +113,16 @@ def leads_out(folder: Path, path: Path) -> Path | None:
     return None
 
 
+def remove_partial_files(run: RunFolder) -> None:
+    """Delete what a process that was killed left half-written; to be called by the run's owner only."""
+    for folder in (run.path, run.last_checkpoint.parent, run.validation_samples(0).parent):
+        for path in folder.glob("*.partial"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole: a partial file first, then a rename; raises CannotSave."""
     with saving(path):
@@ -127,8 +141,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | None:
-    """The newest folder ``<name>-<time><suffix>`` under `root` that has a checkpoint and no finished summary."""
-    pattern = re.compile(re.escape(name) + r"-\d{8}-\d{6}" + re.escape(suffix))
+    """The newest folder ``<name>-<time><suffix>`` under `root` that has a checkpoint and no finished summary.
+
+    In place of the time a SLURM job's number; behind it ``.2`` and so on where another run had the name already.
+    """
+    stamp = r"-(?:\d{8}-\d{6}|job\d+\.\d+)(?:\.\d+)?"
+    pattern = re.compile(re.escape(name) + stamp + re.escape(suffix))
     candidates = [
         RunFolder(path)
         for path in (root.iterdir() if root.is_dir() else ())
@@ -138,5 +156,8 @@ def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | No
 
 
 def _finished(run: RunFolder) -> bool:
-    summary = run.read_summary()
+    try:
+        summary = run.read_summary()
+    except UserError:
+        return False
     return summary is not None and bool(summary.get("finished"))

@@ -172,6 +172,7 @@ def _keep(path: Path, keep_as: Path | None) -> None:
     except OSError:  # a file system without hard links; `path` is missing until the new file is in its place
         path.replace(partial)
     put_in_place(partial, keep_as, digest)
+    partial.unlink(missing_ok=True)  # a rename between two names of one file leaves both
 
 
 def _write_digests(path: Path, known: list[str]) -> None:

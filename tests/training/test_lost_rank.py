@@ -124,3 +124,16 @@ def test_a_rank_that_stands_still_is_noticed(
     told = log.read_text()
     assert f"error: rank 1 gave no sign of life for {RANK_SECONDS} s (watchdog.rank_seconds)" in told, told
     assert_nothing_half_written(run)
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on(world: Path, tmp_path: Path) -> None:
+    """SLURM's suspend: both stand for longer than twice the time after which one would take the other for dead."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    with two_ranks(world, run, log) as (process, child):
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(2.5 * RANK_SECONDS)
+        os.killpg(process.pid, signal.SIGCONT)
+        time.sleep(3 * RANK_SECONDS)
+        assert process.poll() is None, log.read_text()
+        assert alive(child)
+        assert "error: " not in log.read_text()

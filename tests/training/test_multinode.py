@@ -15,8 +15,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.cli import compose
-from src.launched import agreed
-from src.train import STAMP
+from src.launched import can_tell, is_first, job_name, tell, told
 from tests.training.runs import (
     environment,
     metrics_rows,
@@ -44,9 +43,9 @@ def launched(world: Path, run: Path | None, *flags: str, **settings: Any) -> lis
 
 @pytest.fixture(autouse=True)
 def own_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer that is told it is rank 3 tells all of this process; and a stamp of earlier runs is not this one's."""
+    """A trainer that is told it is rank 3 tells all of this process; and what earlier runs told is not for this one."""
     monkeypatch.setattr(rank_zero_only, "rank", getattr(rank_zero_only, "rank", 0))
-    monkeypatch.delenv(STAMP, raising=False)
+    monkeypatch.delenv("BICOT_FIRST_PLACE", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +73,23 @@ def test_the_launcher_says_how_many_there_are(
     assert (trainer.world_size, found.global_rank(), found.node_rank(), found.local_rank()) == (4, 3, 1, 1)
 
 
-def test_alone_one_keeps_its_own_word_and_slurm_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert agreed("stamp", "mine") == "mine"
+def test_who_is_first_and_what_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, as a child of Lightning's launcher, and under SLURM, where nobody can be told but all know the job."""
+    monkeypatch.setenv("BICOT_FIRST_PLACE", "of another run")
+    assert is_first()
+    assert job_name() is None
+    tell("PLACE", "here")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not is_first()
+    assert told("PLACE") == "here"
     for name, value in {**SLURM, "SLURM_STEP_ID": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert agreed("stamp", "mine") == "job77.1"
+    assert not can_tell()
+    assert job_name() == "job77.1"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert job_name() == "job77.1.2", "a requeued job begins in a folder of its own"
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert is_first()
 
 
 def test_without_a_store_the_folder_must_be_named(
@@ -143,14 +154,14 @@ def test_two_nodes_make_one_run(tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]
-    told = [node.communicate(timeout=240) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
+    said = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
     (run,) = (tmp_path / "runs").glob("bicot_lora-*")
     assert summary(run)["finished"] is True
     assert [row["step"] for row in metrics_rows(run)] == ["0", "1", "2"]
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
-    assert [out.count("run folder:") for out, _ in told] == [1, 0]
-    assert [out.count("test before:") for out, _ in told] == [2, 0]
+    assert [out.count("run folder:") for out, _ in said] == [1, 0]
+    assert [out.count("test before:") for out, _ in said] == [2, 0]
 
 
 @pytest.mark.slow

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from src import resume as resuming
 from src.config import UserError
+from src.resume import Choice, choose, sound_checkpoint
+from src.run_place import placed
 from src.training.metrics_file import MetricsFile
 from src.training.run_folder import RunFolder, newest_unfinished, write_json, write_text
 from src.training.sound_files import CannotSave, partial_path
+
+STARTED = 1_735_732_800.0
 
 
 def config(tmp_path: Path, directory: Path | None = None, resume: Any = None, name: str = "exp") -> Any:
@@ -25,7 +28,14 @@ def config(tmp_path: Path, directory: Path | None = None, resume: Any = None, na
 
 
 def locate(config: Any) -> tuple[RunFolder, Path | None]:
-    return resuming.locate(config, "20250101-120000")
+    choice = choose(config, "20250101-120000")
+    return choice.folder, choice.checkpoint
+
+
+def begin(config: Any) -> Choice:
+    """Where a run would go; its folder is given back at once."""
+    with placed(config, STARTED) as choice:
+        return choice
 
 
 def make_run(path: Path, finished: bool | None = None, age: int = 0) -> RunFolder:
@@ -57,7 +67,7 @@ def test_run_dir_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_an_existing_run_is_not_overwritten(tmp_path: Path, finished: bool | None) -> None:
     run = make_run(tmp_path / "here", finished)
     with pytest.raises(UserError, match=r"run\.dir=.*here: holds a run already.*resume=auto"):
-        locate(config(tmp_path, run.path))
+        begin(config(tmp_path, run.path))
 
 
 def test_auto_takes_the_newest_that_is_not_finished(tmp_path: Path) -> None:
@@ -198,4 +208,4 @@ def test_a_run_that_lost_its_last_checkpoint_is_still_one_to_resume(tmp_path: Pa
     run.last_checkpoint.rename(run.previous_checkpoint)
     assert newest_unfinished(tmp_path, "exp") == run
     with pytest.raises(UserError, match=r"last\.ckpt: damaged: it is missing"):
-        locate(config(tmp_path, run.path, resume="auto"))
+        sound_checkpoint(*locate(config(tmp_path, run.path, resume="auto")))  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from src.training.metrics_file import MetricsFile
 from src.training.module import BiCoTModule
+from src.training.run_files import read_rollouts
 from src.training.run_folder import write_text
 from src.training.sound_files import saving
 from src.values import PromptBatch
@@ -31,11 +32,7 @@ class StepLogs(Callback):
             if isinstance(logger, MetricsFile):
                 logger.drop_after(trainer.global_step)
         if self.rollouts.is_file():
-            kept = [
-                line
-                for line in self.rollouts.read_text(encoding="utf-8").splitlines()
-                if (step := _step_of(line)) is not None and step <= trainer.global_step
-            ]
+            kept = [line for step, line in read_rollouts(self.rollouts) if step <= trainer.global_step]
             write_text(self.rollouts, "".join(line + "\n" for line in kept))
 
     def on_train_batch_end(
@@ -73,11 +70,3 @@ class StepLogs(Callback):
                     },
                 }
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def _step_of(line: str) -> int | None:
-    """The step a line belongs to; None for one that a kill cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None

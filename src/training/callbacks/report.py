@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
+from src.output_folder import replaced_whole
 from src.phases import phase
 from src.rewards.base import RewardError
 from src.training.callbacks.graceful import GracefulStop
@@ -22,6 +26,7 @@ from src.training.metrics_file import MetricsFile
 from src.training.module import BiCoTModule
 from src.training.pictures import sheet
 from src.training.provenance import git_commit, peak_memory, versions
+from src.training.run_files import read_before
 from src.training.run_folder import RunFolder, write_json, write_text
 from src.training.sound_files import saving
 from src.values import PromptRecord
@@ -33,8 +38,9 @@ COSTS = ("seconds_total", "seconds_per_step", "peak_memory_gib")
 class RunReport(Callback):
     """Evaluates the test prompts before training and, with the best weights by validation, after it.
 
-    The adapter that is written is the one reported. Everything lands in the run folder, the summary last:
-    a folder with a finished summary is complete.
+    The adapter that is written is the one reported. Everything lands in the run folder, before.json as the last file of
+    the first report, the summary last of all: a folder with a finished summary is complete. initial: the trained
+    parameters as they were when the run began, needed where it is resumed and a part of its first report is missing.
     """
 
     def __init__(
@@ -48,7 +54,9 @@ class RunReport(Callback):
         stop: GracefulStop,
         facts: dict[str, Any],
         started: float,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.initial = initial
         self.folder = folder
         self.records = records
         self.settings = settings
@@ -78,39 +86,65 @@ class RunReport(Callback):
         self.memory_before_run = state_dict.get("peak_memory_gib", 0.0)  # older checkpoints do not say
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
-        if self.folder.before.is_file():
-            self.before = json.loads(self.folder.before.read_text(encoding="utf-8"))
+        if trainer.strategy.broadcast(self.folder.before_is_whole()):
+            self.before = read_before(self.folder)
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.drop_figures(("test/", *COSTS), after=0)
                     # A kill may have come between before.json and the first rows on disk.
                     logger.log_metrics(_means(self.before), step=0)
         else:
-            self.before = self._evaluated(pl_module, "before")
-            if trainer.is_global_zero:
-                write_json(self.folder.before, self.before)
-                self._sheet(pl_module, "before", self.before["means"])
-            _log_means(trainer, self.before)
+            with self._weights_before_training(pl_module):
+                self._report_before(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(_means(self.before), step=0)
         say(f"test before: {_shown(self.before['means'])}")
         self.validation.seconds = 0.0
         self._entered = time.perf_counter()
+
+    def _report_before(self, trainer: L.Trainer, module: BiCoTModule) -> None:
+        self.before = self._evaluated(module, "before")
+        if trainer.is_global_zero:
+            self._sheet(module, "before", self.before["means"])
+            write_json(self.folder.before, self.before)
+
+    @contextmanager
+    def _weights_before_training(self, module: BiCoTModule) -> Iterator[None]:
+        """The weights the run began with, where `initial` says that others are trained by now."""
+        if self.initial is None:
+            yield
+            return
+        trained = [
+            (parameter, parameter.detach().clone()) for parameter in module.parameters() if parameter.requires_grad
+        ]
+        module.load_trained_state(self.initial)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in trained:
+                    parameter.copy_(value)
+            module.weights_changed()
+            self.initial = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
         self.seconds_training, self._entered = self._training_seconds(), 0.0
         load_weights(self.folder.best_weights, pl_module)
         if trainer.is_global_zero and getattr(pl_module.policy, "adapter", None) is not None:
-            with saving(self.folder.adapter):
-                pl_module.policy.adapter.save_pretrained(str(self.folder.adapter))
-        self._write_summary(trainer, after=None)
+            with saving(self.folder.adapter), replaced_whole(self.folder.adapter) as folder:
+                pl_module.policy.adapter.save_pretrained(str(folder))
+        self._write_summary(trainer, self._summarised(trainer, after=None))
         after = self._evaluated(pl_module, "after")
         if trainer.is_global_zero:
             self._sheet(pl_module, "after", after["means"])
-        self._write_summary(trainer, after)
+        summary = self._summarised(trainer, after)
         if self.stop.code is None:  # an interrupted run reports again at its real end
-            _log_means(trainer, after)
-            costs = {name: self.summary[name] for name in COSTS}
             for logger in trainer.loggers:
-                logger.log_metrics(costs, step=trainer.global_step)
+                logger.log_metrics(_means(after) | {name: summary[name] for name in COSTS}, step=trainer.global_step)
+                if isinstance(logger, MetricsFile):
+                    logger.save()
+        # Last of all files: with it the folder is complete, and nothing is made again.
+        self._write_summary(trainer, summary)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: BiCoTModule) -> None:
         """A run that was stopped between its last step and its report: nothing is left to train, only to report."""
@@ -158,9 +192,14 @@ class RunReport(Callback):
     def _total_seconds(self) -> float:
         return self.seconds_before_run + time.time() - self.started
 
-    def _write_summary(self, trainer: L.Trainer, after: dict[str, Any] | None) -> None:
+    def _write_summary(self, trainer: L.Trainer, summary: dict[str, Any]) -> None:
+        self.summary = summary
+        if trainer.is_global_zero:
+            write_json(self.folder.summary, summary)
+
+    def _summarised(self, trainer: L.Trainer, after: dict[str, Any] | None) -> dict[str, Any]:
         steps = trainer.global_step
-        self.summary = {
+        return {
             **self.facts,
             "finished": after is not None and self.stop.code is None,
             "interrupted_by_signal": None if self.stop.code is None else self.stop.code - 128,
@@ -177,20 +216,11 @@ class RunReport(Callback):
             "git_commit": git_commit(),
             "versions": versions(),
         }
-        if trainer.is_global_zero:
-            write_json(self.folder.summary, self.summary)
 
 
 def _means(report: dict[str, Any]) -> dict[str, float]:
     """A report's means under the names they have at the loggers."""
     return {f"test/{name}": value for name, value in report["means"].items()}
-
-
-def _log_means(trainer: L.Trainer, report: dict[str, Any]) -> None:
-    """The report's means to the loggers, as ``test/<figure>`` at the step the training stands at."""
-    figures = _means(report)
-    for logger in trainer.loggers:
-        logger.log_metrics(figures, step=trainer.global_step)
 
 
 def spread(records: Sequence[PromptRecord], number: int) -> tuple[PromptRecord, ...]:

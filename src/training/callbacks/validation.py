@@ -19,6 +19,7 @@ from src.training.callbacks.sheets import ValidationSheets
 from src.training.console import say
 from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, told_nothing
 from src.training.module import BiCoTModule
+from src.training.run_files import read_weights
 from src.training.sound_files import (
     file_digest,
     partial_path,
@@ -156,7 +157,5 @@ def save_weights(path: Path, module: BiCoTModule, writes: bool = True) -> None:
 
 def load_weights(path: Path, module: BiCoTModule) -> None:
     """Put back what `save_weights` wrote; raises DamagedFile if it is not that any more."""
-    from safetensors.torch import load_file
-
     require_sound(path)
-    module.load_trained_state(load_file(str(path)))
+    module.load_trained_state(read_weights(path, "it was replaced while the run went on; resume from the checkpoint"))
