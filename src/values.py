@@ -54,6 +54,7 @@ class PromptRecord:
 
     `task_type` groups prompts in reports. `scene` is free, JSON-like data of a particular world (the
     drawn shapes keep the objects a correct picture shows there); experts of other worlds ignore it.
+    `place` is where it was read (``prompts.jsonl:12``), for messages; it is no part of the record's value.
     """
 
     prompt: str
@@ -63,6 +64,7 @@ class PromptRecord:
     spatial: SpatialRelation | None = None
     counts: tuple[ObjectCount, ...] = ()
     scene: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

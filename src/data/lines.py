@@ -2,46 +2,81 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from time import monotonic
+from typing import BinaryIO, TypeVar
 
 from src.data.records import PromptDataError
 
 ON_ERROR = ("raise", "skip")
-KINDS = "a file of prompts: .jsonl, or .txt with a prompt a line"
+KINDS = "a file of prompts: JSON lines (.jsonl), a JSON array of such objects, or plain text with a prompt a line"
+LONGEST_LINE = 2**24
+# Of a long file: lines between two looks at the clock, and seconds between two words on how far it is.
+_LOOKED_AT, _SECONDS = 10_000, 2.0
 T = TypeVar("T")
 R = TypeVar("R")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def filled_lines(path: Path) -> Iterator[tuple[bytes, str]]:
-    """The lines of a file that are not blank, each with its ``file:line``.
+    """The lines of a file that are not blank, each with its ``file:line``, read one after the other.
 
-    Raises PromptDataError if there is no such file or it cannot be read.
+    Of a long file it is said on standard error how far it is. Raises PromptDataError if there is no such file, it cannot
+    be read, or a line is longer than `LONGEST_LINE` bytes.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            yield from numbered_lines(file, str(path))
     except FileNotFoundError:
         raise PromptDataError(f"{path}: no such file; set data.path to {KINDS}") from None
     except OSError as error:
         raise PromptDataError(f"{path}: cannot be read ({error.strerror}); set data.path to {KINDS}") from error
-    yield from split_lines(content, str(path))
 
 
 def split_lines(content: bytes, name: str) -> Iterator[tuple[bytes, str]]:
-    """`content` by line feeds, blank lines left out, each with ``name:line``; a byte-order mark is skipped.
+    """`numbered_lines` of bytes that are there already."""
+    return numbered_lines(BytesIO(content), name)
+
+
+def numbered_lines(file: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
+    """The lines of an open file, blank ones left out, each with ``name:line``; a byte-order mark is skipped.
 
     Bytes, split at line feeds only: a line that is not UTF-8 then fails with its own number, and the separators
     that `str.splitlines` knows beside the line feed may stand inside a prompt.
     """
-    for number, line in enumerate(content.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
+    told = monotonic()
+    for number in count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            break
+        if len(line) > LONGEST_LINE:
+            raise PromptDataError(f"{name}:{number}: is longer than {LONGEST_LINE} bytes; expected a prompt a line")
+        line = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).removesuffix(b"\n")
+        if number % _LOOKED_AT == 0 and monotonic() - told > _SECONDS:
+            told = monotonic()
+            _tell(f"{name}: {number:,} lines read ...")
         if line.strip():
             yield line, f"{name}:{number}"
 
 
+def _tell(text: str) -> None:
+    """A line on standard error, of the first of a machine's processes only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
 def decoded(line: bytes, where: str) -> str:
     """A line as text; raises PromptDataError naming byte and column where it is not UTF-8."""
+    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        what = "a NUL byte" if b"\0" in line else "UTF-16's mark"
+        raise PromptDataError(f"{where}: holds {what}, as files in UTF-16 do; save the file as UTF-8")
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -49,6 +84,18 @@ def decoded(line: bytes, where: str) -> str:
         raise PromptDataError(
             f"{where}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
         ) from error
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Python's collector of cycles would look through a million new records again and again; there are none in them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class BadLines:
@@ -66,13 +113,14 @@ class BadLines:
     def good(self, lines: Iterable[T], parse: Callable[[T], R]) -> list[R]:
         """``parse`` of every line it does not refuse by PromptDataError."""
         records = []
-        for line in lines:
-            try:
-                records.append(parse(line))
-            except PromptDataError as error:
-                if not self.skip:
-                    raise
-                self.problems.append(str(error))
+        with _no_collections():
+            for line in lines:
+                try:
+                    records.append(parse(line))
+                except PromptDataError as error:
+                    if not self.skip:
+                        raise
+                    self.problems.append(str(error))
         return records
 
     def all_bad(self, source: str, expected: str) -> PromptDataError:

@@ -8,9 +8,11 @@ texture, shape and object; any other string is as good.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from src.data.words import problem_of
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 
 FIELDS = ("prompt", "task_type", "nouns", "attr_nouns", "spatial_info", "numeracy_info", "scene")
@@ -42,6 +44,7 @@ def parse_record(data: object, where: str) -> PromptRecord:
         spatial=_spatial(data, where),
         counts=_counts(data, where),
         scene=_object(data["scene"], "scene", where) if data.get("scene") is not None else {},
+        place=where,
     )
 
 
@@ -50,8 +53,8 @@ def _shown(value: object) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
-def _wrong(where: str, name: str, expected: str, value: object) -> PromptDataError:
-    return PromptDataError(f"{where}: field {name!r}: expected {expected}, got {_shown(value)}")
+def _wrong(where: str, name: str, expected: str, value: object, problem: str = "") -> PromptDataError:
+    return PromptDataError(f"{where}: field {name!r}: expected {expected}, got {_shown(value)}{problem}")
 
 
 def _text(data: Mapping[str, Any], name: str, where: str, path: str | None = None) -> str:
@@ -60,15 +63,15 @@ def _text(data: Mapping[str, Any], name: str, where: str, path: str | None = Non
         raise PromptDataError(f"{where}: field {path!r} is missing; expected a non-empty string")
     value = data[name]
     if not _is_filled(value):
-        raise _wrong(where, path, "a non-empty string", value)
-    return str(value)
+        problem = f", which {problem_of(value)}" if isinstance(value, str) and value.strip() else ""
+        raise _wrong(where, path, "a non-empty string", value, problem)
+    # Of a large file every word but the prompt stands there again and again: one copy will do.
+    return value if path == "prompt" else sys.intern(value)
 
 
 def _is_filled(value: object) -> bool:
-    """Whether it is a string with something in it, and of characters only: JSON can spell half of one."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    """Whether it is a string with something in it, and of letters only: JSON can spell anything."""
+    return isinstance(value, str) and problem_of(value) is None
 
 
 def _texts(data: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
@@ -76,8 +79,8 @@ def _texts(data: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     if values is None:
         return ()
     if not isinstance(values, list) or not all(map(_is_filled, values)):
-        raise _wrong(where, name, "a list of non-empty strings", values)
-    return tuple(values)
+        raise _wrong(where, name, "a list of non-empty strings without control characters", values)
+    return tuple(map(sys.intern, values))
 
 
 def _object(value: object, name: str, where: str, keys: tuple[str, ...] = ()) -> Mapping[str, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from src.data.jsonl import read_jsonl
-from src.data.lines import KINDS, BadLines
+from src.data.jsonl import json_value, read_array, read_jsonl
+from src.data.lines import BYTE_ORDER_MARK, KINDS, BadLines, filled_lines
 from src.data.records import PromptDataError
 from src.data.text import read_text
 from src.values import PromptRecord
 
+TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".xls", ".xlsx")
 SPLITS = ("train", "validation", "test")
 
 
@@ -28,9 +30,8 @@ class PromptSplits:
 def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05, bad: BadLines | None = None) -> PromptSplits:
     """The splits at `path`: a directory with train.jsonl, validation.jsonl and test.jsonl, or one prompt file.
 
-    A file is read as JSON lines, or as plain text (one prompt a line) if its name ends in .txt. Of a single
-    file the share `held_out` of its different prompts becomes validation and as much test, at least one prompt
-    each, chosen by `seed`. Raises PromptDataError as `read_jsonl` does (`bad` may skip lines), and for a directory
+    What is in a single file its content says (`kind_of`). Of such a file the share `held_out` of its different prompts
+    becomes validation and as much test, at least one prompt each, chosen by `seed`. Raises PromptDataError as `read_jsonl` does (`bad` may skip lines), and for a directory
     without these files; warns where a prompt of the training set stands in another split too.
     """
     path, bad = Path(path), bad or BadLines()
@@ -45,11 +46,36 @@ def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05, bad: Ba
 
 
 def read_prompt_file(path: Path, bad: BadLines | None = None) -> list[PromptRecord]:
-    """The records of a JSONL file, or of a .txt file with a prompt a line; raises PromptDataError for other names."""
-    kind = path.suffix.lower()
-    if path.exists() and kind not in (".jsonl", ".txt"):
-        raise PromptDataError(f"{path}: the name says nothing of its format; expected {KINDS}")
-    return read_text(path, bad) if kind == ".txt" else read_jsonl(path, bad)
+    """The records of a file of any name: JSON lines, a JSON array, or plain text with a prompt a line (`kind_of`)."""
+    readers = {"lines": read_jsonl, "array": read_array, "text": read_text}
+    return readers[kind_of(path)](path, bad)
+
+
+def kind_of(path: Path) -> str:
+    """What is in a prompt file, by its first letters: "lines" (JSON), "array" (JSON) or "text".
+
+    The released training set is JSON lines under the name .json. Where the name promises no JSON, a prompt may begin
+    with a bracket: only a whole object with a prompt in it, or an array of objects, is taken for JSON then.
+
+    Raises PromptDataError for a file that is missing or cannot be read, and for tables, whose head would be a prompt.
+    """
+    if path.suffix.lower() in TABLES:
+        raise PromptDataError(f"{path}: is a table; expected {KINDS}")
+    head, _ = next(filled_lines(path), (b"", ""))
+    start = head.lstrip()
+    if path.suffix.lower() in (".json", ".jsonl"):
+        return "array" if start.startswith(b"[") else "lines"
+    if start.startswith(b"["):
+        with path.open("rb") as file:
+            beginning = file.read(len(head) + 1000).removeprefix(BYTE_ORDER_MARK)
+        return "array" if re.match(rb"\s*\[\s*\{", beginning) else "text"
+    if start.startswith(b"{"):
+        try:
+            value = json_value(head, str(path))
+        except PromptDataError:
+            return "text"
+        return "lines" if isinstance(value, dict) and "prompt" in value else "text"
+    return "text"
 
 
 def hold_out(records: list[PromptRecord], seed: int, held_out: float, source: str = "prompts") -> PromptSplits:
@@ -69,8 +95,9 @@ def hold_out(records: list[PromptRecord], seed: int, held_out: float, source: st
     # Three prompts and a share near a half would leave nothing to train on.
     share = min(share, (len(prompts) - 1) // 2)
     validation, test = set(prompts[:share]), set(prompts[share : 2 * share])
+    held = validation | test
     return PromptSplits(
-        tuple(record for record in records if record.prompt not in validation | test),
+        tuple(record for record in records if record.prompt not in held),
         tuple(record for record in records if record.prompt in validation),
         tuple(record for record in records if record.prompt in test),
     )

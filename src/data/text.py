@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.data.lines import BadLines, decoded, filled_lines
+from src.data.records import PromptDataError
+from src.data.words import problem_of
 from src.values import PromptRecord
 
 
@@ -12,12 +14,21 @@ def read_text(path: str | Path, bad: BadLines | None = None) -> list[PromptRecor
     """The prompts of a file, in its order, the white space around each taken off.
 
     Raises PromptDataError for a file that is missing, empty or cannot be read, and, naming file and line, for a
-    line that is not UTF-8, unless `bad` skips those.
+    line that is not UTF-8 or holds control characters, unless `bad` skips those.
     """
     path, bad = Path(path), bad or BadLines()
-    texts = bad.good(filled_lines(path), lambda line: decoded(*line).strip())
-    # A line of wide spaces or separators only is blank to `str.strip` alone.
-    records = [PromptRecord(text) for text in texts if text]
+    read = bad.good(filled_lines(path), lambda line: _record(*line))
+    records = [record for record in read if record is not None]
     if not records:
         raise bad.all_bad(str(path), "one prompt a line")
     return records
+
+
+def _record(line: bytes, where: str) -> PromptRecord | None:
+    """A line's prompt; None for one of wide spaces or separators only, which is blank to `str.strip` alone."""
+    text = decoded(line, where).strip()
+    if not text:
+        return None
+    if problem := problem_of(text):
+        raise PromptDataError(f"{where}: {problem}; expected a prompt a line")
+    return PromptRecord(text, place=where)
