@@ -39,7 +39,7 @@ def take_out(arguments: Sequence[str]) -> tuple[PromptSource, list[str]]:
 
 
 def read_prompts(source: PromptSource) -> tuple[PromptRecord, ...]:
-    """All prompts as records; those of a .jsonl file bring their metadata.
+    """All prompts as records; those of a file of JSON records bring their metadata.
 
     Raises:
         UserError: if there is none, one is empty, or a file is missing, empty or malformed (with its line).
@@ -58,17 +58,19 @@ def read_prompts(source: PromptSource) -> tuple[PromptRecord, ...]:
 
 
 def _filled(text: str) -> str:
-    if not text.strip():
-        raise UserError("prompts: a prompt is empty; expected some words")
-    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+    from src.data.words import problem_of
+
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError("prompts: a prompt is no UTF-8; set the terminal's encoding, or give prompts_file=PATH")
+    if problem := problem_of(text):
+        raise UserError(f"prompts: a prompt {problem}; expected some words")
     return text.strip()
 
 
 def _file(path: Path) -> Sequence[PromptRecord]:
     if path.is_dir() or not path.exists():
         problem = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"prompts_file={path}: {problem}; give a .txt file with a prompt a line, or .jsonl records")
+        raise UserError(f"prompts_file={path}: {problem}; give a text file with a prompt a line, or JSON records")
     from src.data.splits import read_prompt_file
 
     try:
@@ -79,14 +81,15 @@ def _file(path: Path) -> Sequence[PromptRecord]:
 
 def _standard_input() -> Sequence[PromptRecord]:
     """A prompt a line, blank lines left out."""
-    from src.data.lines import decoded, split_lines
+    from src.data.lines import numbered_lines
     from src.data.records import PromptDataError
+    from src.data.text import record_of_line
 
     try:
-        lines = list(split_lines(sys.stdin.buffer.read(), "standard input"))
-        texts = [text for line, where in lines if (text := decoded(line, where).strip())]
+        read = [record_of_line(*line) for line in numbered_lines(sys.stdin.buffer, "standard input")]
     except PromptDataError as error:
         raise UserError(str(error)) from error
-    if not texts:
+    records = [record for record in read if record is not None]
+    if not records:
         raise UserError("prompts=-: no prompt on standard input; expected one a line")
-    return as_records(texts)
+    return records

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from src.data.jsonl import json_value
-from src.data.lines import decoded, split_lines
+from src.data.lines import BYTE_ORDER_MARK, decoded, split_lines
 from src.data.records import PromptDataError
+from src.data.words import problem_of
 
 
 def existing(path: Path, expected: str) -> Path:
@@ -22,7 +22,10 @@ def existing(path: Path, expected: str) -> Path:
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a file that are not blank, without their ends, each with its ``file:line``."""
     for line, where in split_lines(_content(path), str(path)):
-        yield decoded(line, where).rstrip("\r"), where
+        text = decoded(line, where).rstrip("\r")
+        if text.strip() and (problem := problem_of(text)):
+            raise PromptDataError(f"{where}: {problem}; expected a prompt a line")
+        yield text, where
 
 
 def json_lines(path: Path) -> Iterator[tuple[object, str]]:
@@ -33,17 +36,15 @@ def json_lines(path: Path) -> Iterator[tuple[object, str]]:
 
 def json_file(path: Path) -> object:
     """The JSON value that a file is."""
-    try:
-        return json.loads(decoded(_content(path), str(path)))
-    except ValueError as error:
-        raise error if isinstance(error, PromptDataError) else PromptDataError(f"{path}: not JSON ({error})") from error
+    return json_value(_content(path).removeprefix(BYTE_ORDER_MARK), str(path), "one JSON value")
 
 
 def text_field(data: Mapping[str, Any], name: str, where: str) -> str:
     """A field that must be words."""
     value = data.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise PromptDataError(f"{where}: field {name!r}: expected a non-empty string, got {value!r}")
+    if not isinstance(value, str) or (problem := problem_of(value)):
+        told = f", which {problem}" if isinstance(value, str) else ""
+        raise PromptDataError(f"{where}: field {name!r}: expected a non-empty string, got {value!r}{told}")
     return value
 
 

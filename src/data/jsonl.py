@@ -90,7 +90,7 @@ def _filled(text: str, place: int) -> int:
     return found.end()
 
 
-def json_value(line: bytes, where: str) -> object:
+def json_value(line: bytes, where: str, expected: str = "one object a line") -> object:
     """The JSON value of a line; raises PromptDataError that starts with `where` for what is none."""
     text = decoded(line, where)
     try:
@@ -99,9 +99,9 @@ def json_value(line: bytes, where: str) -> object:
         problem = (
             f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         )
-        raise PromptDataError(f"{where}: not a JSON object ({problem}); expected one object a line") from error
+        raise PromptDataError(f"{where}: not a JSON object ({problem}); expected {expected}") from error
     except ValueError as error:  # a key given twice, more digits than Python converts, no finite number
-        raise PromptDataError(f"{where}: not a JSON object ({error}); expected one object a line") from error
+        raise PromptDataError(f"{where}: not a JSON object ({error}); expected {expected}") from error
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

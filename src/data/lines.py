@@ -28,8 +28,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def filled_lines(path: Path) -> Iterator[tuple[bytes, str]]:
     """The lines of a file that are not blank, each with its ``file:line``, read one after the other.
 
-    Of a long file it is said on standard error how far it is. Raises PromptDataError if there is no such file, it cannot
-    be read, or a line is longer than `LONGEST_LINE` bytes.
+    Of a long file it is said on standard error how far it is. Raises PromptDataError if there is no such file, it
+    cannot be read, or a line is longer than `LONGEST_LINE` bytes.
     """
     try:
         with path.open("rb") as file:

@@ -31,7 +31,8 @@ def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05, bad: Ba
     """The splits at `path`: a directory with train.jsonl, validation.jsonl and test.jsonl, or one prompt file.
 
     What is in a single file its content says (`kind_of`). Of such a file the share `held_out` of its different prompts
-    becomes validation and as much test, at least one prompt each, chosen by `seed`. Raises PromptDataError as `read_jsonl` does (`bad` may skip lines), and for a directory
+    becomes validation and as much test, at least one prompt each, chosen by `seed`. Raises PromptDataError as
+    `read_jsonl` does (`bad` may skip lines), and for a directory
     without these files; warns where a prompt of the training set stands in another split too.
     """
     path, bad = Path(path), bad or BadLines()

@@ -17,14 +17,14 @@ def read_text(path: str | Path, bad: BadLines | None = None) -> list[PromptRecor
     line that is not UTF-8 or holds control characters, unless `bad` skips those.
     """
     path, bad = Path(path), bad or BadLines()
-    read = bad.good(filled_lines(path), lambda line: _record(*line))
+    read = bad.good(filled_lines(path), lambda line: record_of_line(*line))
     records = [record for record in read if record is not None]
     if not records:
         raise bad.all_bad(str(path), "one prompt a line")
     return records
 
 
-def _record(line: bytes, where: str) -> PromptRecord | None:
+def record_of_line(line: bytes, where: str) -> PromptRecord | None:
     """A line's prompt; None for one of wide spaces or separators only, which is blank to `str.strip` alone."""
     text = decoded(line, where).strip()
     if not text:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+from src.data.words import problem_of
+
 PROMPT_LETTERS = 1000
 GUIDANCE = (1.0, 15.0)
 TEMPERATURE = (0.1, 2.0)
@@ -28,12 +30,10 @@ class Request:
 
     def __post_init__(self) -> None:
         text = self.prompt.strip() if isinstance(self.prompt, str) else ""
-        if not text:
-            raise ValueError("prompt: is empty; expected some words")
+        if problem := problem_of(text):
+            raise ValueError(f"prompt: {problem}; expected some words")
         if len(text) > PROMPT_LETTERS:
             raise ValueError(f"prompt: {len(text)} letters; expected at most {PROMPT_LETTERS}")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError("prompt: holds half a letter (a lone surrogate); type it anew")
         object.__setattr__(self, "prompt", text)
         for name, (low, high), whole in (
             ("guidance_scale", GUIDANCE, False),

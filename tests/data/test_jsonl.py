@@ -188,6 +188,7 @@ def test_half_a_character_is_no_text(tmp_path: Path, field: str) -> None:
     """JSON can spell a lone surrogate, UTF-8 and so every file that is written of it cannot."""
     path = tmp_path / "prompts.jsonl"
     value = '["a \\ud800"]' if field.endswith("nouns") else '"a \\ud800"'
-    path.write_text('{"prompt": "a dog"}\n{"prompt": "x", ' + f'"{field}": {value}' + "}\n", encoding="ascii")
+    first = "" if field == "prompt" else '"prompt": "x", '
+    path.write_text('{"prompt": "a dog"}\n{' + first + f'"{field}": {value}' + "}\n", encoding="ascii")
     with pytest.raises(PromptDataError, match=f"prompts.jsonl:2: field '{field}'"):
         read_jsonl(path)

@@ -52,7 +52,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
         read_prompt_file(tmp_path / "prompts.csv")
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))))
+@given(st.lists(st.text(st.characters(exclude_characters="\n\0", exclude_categories=["Cs"]))))
 def test_lines_are_those_between_line_feeds(lines: list[str]) -> None:
     found = [decoded(line, where) for line, where in split_lines("\n".join(lines).encode(), "x")]
     wanted = "\n".join(lines).removeprefix("\ufeff").split("\n")
