@@ -30,6 +30,8 @@ def benchmark_images(config: Any) -> int:
     from src.benchmarks.manifest import check_folder
     from src.benchmarks.writer import write_benchmark
     from src.generate import choose_model, load_policy, settings_of
+    from src.prompt_checks import check_prompts, warn_of
+    from src.values import PromptRecord
 
     if config.out is None:
         raise UserError("out: missing; give the folder for the images")
@@ -37,6 +39,8 @@ def benchmark_images(config: Any) -> int:
     chosen = choose_model(config)
     job = read_job(config, facts_of(config, chosen))
     check_folder(out, job.manifest())
+    asked = [PromptRecord(item.prompt, place=item.place) for item in job.items]
+    warn_of(check_prompts(chosen["model"], chosen["sampling"]["max_plan_tokens"], asked))
     from src.export import quiet
 
     quiet()

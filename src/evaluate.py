@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from src import cli
 from src.config import UserError
 from src.masking import masked_text
+from src.prompt_checks import check_metadata, check_prompts, warn_of
 from src.prompt_source import PromptSource, read_prompts, take_out
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
     quiet()
     field = locate(config)
     records = chosen_records(config, field, given)
+    warn_of(check_prompts(field.model, field.sampling["max_plan_tokens"], records.values()))
     rewards = experts(config, field).to(build.device())
+    check_metadata(rewards, records.values())
     silent = silent_experts(rewards, {"evaluated": list(records.values())})
     for told in silent.values():
         print(f"warning: {told}", file=sys.stderr)

@@ -27,6 +27,7 @@ from src import cli
 from src.best_of import BestOf, Entry, check_best_of
 from src.config import UserError
 from src.png_metadata import save_png
+from src.prompt_checks import check_metadata, check_prompts, warn_of
 from src.prompt_source import PromptSource, read_prompts, take_out
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ def generate(config: DictConfig, source: PromptSource) -> int:
     check_free(out, config.overwrite)
     check_best_of(config.best_of, config.best_of_by, config.rewards.experts)
     chosen = choose_model(config)
+    warn_of(check_prompts(chosen["model"], chosen["sampling"]["max_plan_tokens"], records))
     from src import build
     from src.export import quiet
 
     quiet()
     rewards = build.build_rewards(config).to(build.device())
+    check_metadata(rewards, records)
     sign = 1.0 if config.best_of_by is None else rewards.facts[config.best_of_by].sign
     best_of = BestOf(config.best_of, config.best_of_by, sign)
     policy = load_policy(chosen)

@@ -23,6 +23,7 @@ from src.loggers.build import build_loggers, log_parameters
 from src.loggers.facts import RunFacts, dataset_facts
 from src.policies.base import HasEngine
 from src.preflight import fit_to_memory
+from src.prompt_checks import check_data, check_metadata
 from src.resume import check_settings, finished_batches, refuse_other_weights
 from src.run_config import write_run_config
 from src.training.callbacks import (
@@ -74,7 +75,9 @@ class Session:
         quiet()
         reset_peak_memory()
         data = build.build_data(config)
+        check_data(config, data)
         rewards = build.build_rewards(config)
+        check_metadata(rewards, [*data.train_records, *data.validation_records, *data.test_records])
         silent = build.silent_experts(rewards, data)
         build.build_algorithm(config)
         operations, engine = build.build_operations(config), build.engine_settings(config)

@@ -19,12 +19,12 @@ def read(path: Path) -> tuple[Item, ...]:
         raise PromptDataError(f"prompts={path}: is a file; expected DPG-Bench's folder dpg_bench/prompts")
     items = []
     for source in sorted(path.glob("*.txt")):
-        lines = [line.strip() for line, _ in text_lines(source)]
+        lines = [(line.strip(), where) for line, where in text_lines(source)]
         if len(lines) != 1:
             raise PromptDataError(f"{source}: {len(lines)} lines of text; a file of DPG-Bench holds one prompt")
         if "." in source.stem:
             raise PromptDataError(f"{source}: the scorer ends an item's name at the first dot; expected no other dot")
-        items.append(Item(path_part(source.stem, str(source)), lines[0], "dpg"))
+        items.append(Item(path_part(source.stem, str(source)), lines[0][0], "dpg", place=lines[0][1]))
     if not items:
         raise PromptDataError(f"prompts={path}: no .txt file in it; expected DPG-Bench's folder dpg_bench/prompts")
     return tuple(items)

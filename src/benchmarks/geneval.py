@@ -25,7 +25,7 @@ def read(path: Path) -> tuple[Item, ...]:
             wanted = parse_requirements(value, where)
         except ValueError as error:
             raise PromptDataError(str(error)) from error
-        items.append(Item(f"{number:05d}", wanted.prompt, wanted.tag, wanted.metadata))
+        items.append(Item(f"{number:05d}", wanted.prompt, wanted.tag, wanted.metadata, where))
     return tuple(items)
 
 

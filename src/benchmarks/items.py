@@ -10,12 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt; `name` tells it from the others of its benchmark and keys its seeds."""
+    """A prompt; `name` tells it from the others of its benchmark and keys its seeds, `place` is its file and line."""
 
     name: str
     prompt: str
     category: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,12 @@ def read(path: Path) -> tuple[Item, ...]:
     items: list[Item] = []
     for source in sources:
         category = source.stem.removesuffix("_val")
-        prompts = [line.split("\t")[0].strip() for line, _ in text_lines(source)]
-        items += [Item(f"{category}/{number:06d}", prompt, category) for number, prompt in enumerate(prompts) if prompt]
+        prompts = [(line.split("\t")[0].strip(), where) for line, where in text_lines(source)]
+        items += [
+            Item(f"{category}/{number:06d}", prompt, category, place=where)
+            for number, (prompt, where) in enumerate(prompts)
+            if prompt
+        ]
     return tuple(items)
 
 

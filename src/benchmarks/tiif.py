@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[Item, ...]:
                 raise PromptDataError(f"{where}: type {kind!r} differs from the first line's; a file holds one type")
             if owners.setdefault(kind, source) != source:
                 raise PromptDataError(f"{where}: type {kind!r} is in {owners[kind]} too; their images would collide")
-            items += [Item(f"{kind}/{length}/{number}", texts[length], kind) for length in LENGTHS]
+            items += [Item(f"{kind}/{length}/{number}", texts[length], kind, place=where) for length in LENGTHS]
     return tuple(items)
 
 

@@ -52,7 +52,7 @@ def _item(value: object, where: str) -> tuple[int, Item]:
     if not isinstance(identity, int) or isinstance(identity, bool) or identity < 0:
         raise PromptDataError(f"{where}: prompt_id={identity!r}: expected an integer >= 0")
     return identity, Item(
-        str(identity), text_field(value, "Prompt", where), text_field(value, "Category", where), value
+        str(identity), text_field(value, "Prompt", where), text_field(value, "Category", where), value, where
     )
 
 

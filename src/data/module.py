@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from src.data.hub_dataset import read_dataset
 from src.data.lines import BadLines
-from src.data.splits import PromptSplits, hold_out, load_splits
+from src.data.records import PromptDataError
+from src.data.splits import SPLITS, PromptSplits, hold_out, load_splits
 from src.data.stream import PromptStream
 from src.values import PromptRecord
 
@@ -63,13 +64,36 @@ class PromptDataModule(LightningDataModule):
     def splits(self) -> PromptSplits:
         """All records, read once."""
         splits = self._read()
-        problems = self._bad.problems
+        self._tell(self._bad.problems)
+        return splits
+
+    def refuse(self, problem: Callable[[str], str | None]) -> None:
+        """Take prompts that have a problem for bad lines: the first raises, or all are left out, counted and warned of.
+
+        problem: what is wrong with a prompt, None if nothing is. Raises PromptDataError also where a split has no
+        prompt left.
+        """
+
+        def checked(record: PromptRecord) -> PromptRecord:
+            if found := problem(record.prompt):
+                raise PromptDataError(f"{record.place or 'prompts'}: {found}")
+            return record
+
+        before, splits = self.skipped, self.splits
+        kept = PromptSplits(*(tuple(self._bad.good(getattr(splits, name), checked)) for name in SPLITS))
+        for name in SPLITS:
+            if not getattr(kept, name):
+                source = self.path or self.dataset
+                raise PromptDataError(f"{source}: no prompt is left for {name}; the last: {self._bad.problems[-1]}")
+        self.splits = kept
+        self._tell(self._bad.problems[before:])
+
+    def _tell(self, problems: Sequence[str]) -> None:
         if problems:
             rank_zero_warn(
                 f"data.on_error=skip: {len(problems)} bad lines were left out of {self.path or self.dataset}, the"
                 f" first: {problems[0]}",
             )
-        return splits
 
     def _read(self) -> PromptSplits:
         if self.path is not None:

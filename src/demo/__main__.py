@@ -47,12 +47,14 @@ def prepared(config: Any) -> Any:
     from src.demo.studio import Studio
     from src.export import quiet
     from src.generate import choose_model, load_policy
+    from src.prompt_checks import room_for_prompts
 
     chosen = choose_model(config)
     quiet()
+    room = room_for_prompts(chosen["model"], chosen["sampling"]["max_plan_tokens"])
     rewards = build.build_rewards(config).to(build.device())
     trained = chosen["model"].get("adapter") is not None or chosen["weights"] is not None
-    studio = Studio(load_policy(chosen), rewards, chosen["sampling"], trained, config.paint_every)
+    studio = Studio(load_policy(chosen), rewards, chosen["sampling"], trained, config.paint_every, room)
     about = [f"base `{shown(chosen['model'].get('path') or chosen['model']['repository'])}`"]
     if trained:
         about.append(f"trained `{shown(config.run or config.adapter or chosen['model']['adapter'])}`")

@@ -66,8 +66,11 @@ def build_page(studio: Studio, about: Sequence[str]) -> Any:
         def paint(*fields: Any) -> Iterator[list[Any]]:
             try:
                 request = Request(*fields)
+                warning = studio.check(request.prompt)
             except ValueError as error:
                 raise gr.Error(str(error)) from error
+            if warning is not None:
+                gr.Warning(warning)
             yield cleared(studio.sides, gr.Image)
             try:
                 for frame in studio.paint(request):

@@ -14,11 +14,13 @@ from torch import Tensor
 from src.demo.request import Request
 from src.demo.stream import Look, looks
 from src.generate import rollout_key, scores, settings_of
+from src.prompt_checks import unknown_words
 from src.rewards.ensemble import RewardEnsemble
 from src.values import PromptRecord
 
 if TYPE_CHECKING:
     from src.policies.base import Decoder, Policy
+    from src.policies.prompt_room import PromptRoom
 
 BASE, TRAINED = "base", "trained"
 
@@ -45,6 +47,7 @@ class Studio:
 
     policy: on its device, in evaluation mode. trained: whether `policy` is more than its base. sampling: as
     `src.generate.choose_model` gives it; a visitor's guidance and temperature come before it. every: as in `looks`.
+    room: how long a prompt may be, and which words the model knows; None: unknown.
     """
 
     def __init__(
@@ -54,11 +57,19 @@ class Studio:
         sampling: dict[str, Any],
         trained: bool,
         every: int | None = None,
+        room: PromptRoom | None = None,
     ) -> None:
         self.sides = (BASE, TRAINED) if trained else (BASE,)
         self.sampling = sampling
         self._policy, self._rewards, self._every = policy, rewards, every
         self._lock = threading.Lock()
+        self._room = room
+
+    def check(self, prompt: str) -> str | None:
+        """A warning of words the model does not know; raises ValueError for a prompt that is longer than it reads."""
+        if self._room is not None and (problem := self._room.problem(prompt)):
+            raise ValueError(problem)
+        return unknown_words(self._room, [prompt])
 
     def paint(self, request: Request) -> Iterator[Frame]:
         """Frames of every side, in turn; an error inside is raised here.

@@ -117,14 +117,24 @@ def open_checkpoint(path: str | Path) -> JanusCheckpoint:
         CheckpointError: naming file and key of what is missing, damaged or does not fit.
     """
     folder = check_janus_directory(path)
-    layout, tokenizer = layout_of(folder), read_tokenizer(folder)
-    config = _config(folder, layout, tokenizer)
-    check_sizes(folder, config)
-    check_vocabulary(folder, config, tokenizer)
+    layout, config, tokenizer = open_without_weights(folder)
     stored = mapped_tensors(folder)
     check_weights(folder, layout, config, stored)
     weights = to_transformers(stored) if layout == ORIGINAL else stored
     return JanusCheckpoint(folder, layout, config, tokenizer, {k: v for k, v in weights.items() if not _is_computed(k)})
+
+
+def open_without_weights(folder: Path) -> tuple[str, JanusConfig, Any]:
+    """A directory's layout, config and tokenizer, which fit each other.
+
+    Raises:
+        CheckpointError: naming file and key of what is missing, damaged or does not fit.
+    """
+    layout, tokenizer = layout_of(folder), read_tokenizer(folder)
+    config = _config(folder, layout, tokenizer)
+    check_sizes(folder, config)
+    check_vocabulary(folder, config, tokenizer)
+    return layout, config, tokenizer
 
 
 def read_tokenizer(folder: Path, **settings: Any) -> Any:

@@ -74,6 +74,9 @@ class RewardExpert(Metric):
         """Whether the expert has anything to say about images of this prompt; a property of the prompt alone."""
         return True
 
+    def check(self, record: PromptRecord) -> None:
+        """Raise ValueError where the record's metadata has a form the expert cannot read; asked before a run begins."""
+
     @abstractmethod
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Scores:
         """Score N images, each against its own record; all records are applicable ones.

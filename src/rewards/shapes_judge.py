@@ -11,6 +11,8 @@ from torch import Tensor
 from src.rewards.base import RewardExpert
 from src.shapes.judge import judge, world_of
 from src.shapes.known import completed
+from src.shapes.requirements import Requirement
+from src.shapes.worlds import WORLDS
 from src.values import PromptRecord
 
 
@@ -44,6 +46,19 @@ class ShapesJudge(RewardExpert):
     def applicable(self, record: PromptRecord) -> bool:
         """Whether the record, or else its wording, says which objects a correct picture shows."""
         return bool(completed(record).scene.get("objects"))
+
+    def check(self, record: PromptRecord) -> None:
+        """Raise ValueError for a scene that no world can read; which one is drawn is not known before its pictures."""
+        if not record.scene.get("objects"):
+            return
+        problems = []
+        for world in WORLDS.values():
+            try:
+                Requirement.from_json(record.scene, world)
+            except ValueError as error:
+                problems.append(error)
+        if len(problems) == len(WORLDS):
+            raise problems[0]
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores (N,) float32 of pixels (N, 3, H, H) in [0, 1]; details: all_correct and every aspect.

@@ -7,7 +7,7 @@ it; the warm start arranges scenes that satisfy it.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,10 @@ class Requirement:
     @classmethod
     def from_json(cls, scene: Mapping[str, Any], world: World = SMALL) -> Requirement:
         """Read `PromptRecord.scene`. Raises ValueError that names the key and value in fault."""
-        objects = tuple(_read_object(entry, world) for entry in scene.get("objects", ()))
+        listed = scene.get("objects", ())
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise ValueError(f"scene: key 'objects' is {listed!r}; expected a list of objects")
+        objects = tuple(_read_object(entry, world) for entry in listed)
         if not objects:
             raise ValueError("scene: key 'objects' is missing or empty; list the objects a correct picture shows")
         if len({item.kind for item in objects}) != len(objects):
@@ -84,7 +87,11 @@ class Requirement:
         relation = scene.get("relation")
         if relation is None:
             return cls(objects)
-        read = RequiredRelation(int(relation["first"]), int(relation["second"]), str(relation["locality"]))
+        keys = ("first", "second", "locality")
+        if not isinstance(relation, Mapping) or not set(keys) <= set(relation):
+            raise ValueError(f"scene: key 'relation' is {relation!r}; expected an object with {', '.join(keys)}")
+        numbers = (_whole(relation[key], f"relation {key}") for key in keys[:2])
+        read = RequiredRelation(*numbers, str(relation["locality"]))
         if read.locality not in LOCALITIES:
             raise ValueError(f"scene: relation locality {read.locality!r}; use one of {', '.join(LOCALITIES)}")
         if not {read.first, read.second} <= set(range(len(objects))) or read.first == read.second:
@@ -92,14 +99,24 @@ class Requirement:
         return cls(objects, read)
 
 
-def _read_object(entry: Mapping[str, Any], world: World) -> RequiredObject:
+def _whole(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"scene: {what} is {value!r}; expected a whole number")
+    return value
+
+
+def _read_object(entry: object, world: World) -> RequiredObject:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"scene: object {entry!r}: expected an object with color, shape, number, place")
     kind = ObjectKind(str(entry.get("color")), str(entry.get("shape")))
     if kind not in world.kind_index:
         raise ValueError(f"scene: object {dict(entry)} has a colour or shape the {world.name} world cannot draw")
-    number, place = int(entry.get("number", 1)), entry.get("place")
+    number, place = _whole(entry.get("number", 1), f"object {dict(entry)}: number"), entry.get("place")
     if not 1 <= number <= world.cells:
         raise ValueError(f"scene: object {dict(entry)}: number {number} must be 1 to {world.cells}")
     if place is not None:
+        if not isinstance(place, str):
+            raise ValueError(f"scene: object {dict(entry)}: place {place!r}; expected its name")
         world.place_cells(place)
     return RequiredObject(kind, number, place)
 

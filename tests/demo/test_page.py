@@ -35,7 +35,7 @@ def studio() -> Studio:
 
 
 @given(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip),
+    st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40).filter(str.strip),
     st.floats(*GUIDANCE), st.floats(*TEMPERATURE), st.integers(*SEED), st.integers(*CANDIDATES),
 )  # fmt: skip
 def test_what_is_in_range_is_taken(prompt: str, guidance: float, heat: float, seed: int, candidates: int) -> None:
@@ -50,7 +50,8 @@ def test_what_is_in_range_is_taken(prompt: str, guidance: float, heat: float, se
         (("  ", 1.5, 1.0), "prompt: is empty"),
         ((None, 1.5, 1.0), "prompt: is empty"),
         (("a" * 1001, 1.5, 1.0), "1001 letters"),
-        (("\ud800", 1.5, 1.0), "half a letter"),
+        (("\ud800", 1.5, 1.0), "half a character"),
+        (("a\0", 1.5, 1.0), r"control character U\+0000"),
         (("a", 0.5, 1.0), "guidance_scale: 0.5"),
         (("a", float("nan"), 1.0), "guidance_scale: nan is no number"),
         (("a", 1.5, 0.0), "temperature: 0.0"),
