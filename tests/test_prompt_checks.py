@@ -112,6 +112,7 @@ def test_unknown_words_are_counted_once_for_all_prompts() -> None:
     room = embedded()
     prompts = ["two tomatoes", "a red-circle, two TOMATOES.", "a red circle"]
     assert room.unknown_words(prompts) == Counter({"tomatoes": 1, "TOMATOES": 1, "red-circle": 1})
+    assert room.unknown_words(['второй, "red" 漢字']) == Counter({"второй": 1, '"': 2, "漢字": 1})
     told = unknown_words(room, prompts)
     assert told is not None
     assert told.startswith("3 words of the prompts are not in the model's vocabulary and read as <|unknown|>")
@@ -161,9 +162,9 @@ def test_training_warns_once_of_unknown_words(tmp_path: Path) -> None:
 )
 def test_a_scene_of_another_form_is_told_with_its_line(scene: dict[str, Any], problem: str) -> None:
     rewards = RewardEnsemble({"shapes": ShapesJudge()})
-    with pytest.raises(UserError, match=f"p.jsonl:7: scene: {problem}".replace(".jsonl", r"\.jsonl")):
-        check_metadata(rewards, [PromptRecord("a red circle", scene=scene, place="p.jsonl:7")])
     with pytest.raises(UserError, match=rf"p\.jsonl:7: scene: .*{problem}"):
+        check_metadata(rewards, [PromptRecord("a red circle", scene=scene, place="p.jsonl:7")])
+
 
 def test_scenes_that_a_world_draws_pass() -> None:
     data = PromptDataModule(ROOT / "src" / "shapes" / "prompts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,25 @@ class PromptRoom:
             part = distinct[start : start + 10_000]
             read = self.tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             for word, ids, spans in zip(part, read["input_ids"], read["offset_mapping"], strict=True):
-                for id_, (begin, end) in zip(ids, spans, strict=True):
-                    if id_ == unknown:
-                        found[word[begin:end]] += words[word]
+                places = [span for id_, span in zip(ids, spans, strict=True) if id_ == unknown]
+                for begin, end in _joined(places):
+                    found[word[begin:end]] += words[word]
         return found
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+
+def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans with those that touch made one: of a foreign word each letter may be unknown."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in spans:
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined
 
 
 def room_of_checkpoint(folder: Path, plan_tokens: int) -> PromptRoom:
