@@ -90,8 +90,8 @@ class Requirement:
         keys = ("first", "second", "locality")
         if not isinstance(relation, Mapping) or not set(keys) <= set(relation):
             raise ValueError(f"scene: key 'relation' is {relation!r}; expected an object with {', '.join(keys)}")
-        numbers = (_whole(relation[key], f"relation {key}") for key in keys[:2])
-        read = RequiredRelation(*numbers, str(relation["locality"]))
+        first, second = (_whole(relation[key], f"relation {key}") for key in keys[:2])
+        read = RequiredRelation(first, second, str(relation["locality"]))
         if read.locality not in LOCALITIES:
             raise ValueError(f"scene: relation locality {read.locality!r}; use one of {', '.join(LOCALITIES)}")
         if not {read.first, read.second} <= set(range(len(objects))) or read.first == read.second:
