@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from src.resume import checkpoint_state
+from src.training import stall_watch
 from tests.training.runs import command, environment, metrics_rows, run_process, summary, write_world
 from tests.training.test_kills import SETTINGS, assert_nothing_half_written
 
@@ -49,7 +50,7 @@ def two_ranks(world: Path, run: Path, log: Path) -> Iterator[tuple[subprocess.Po
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < until, log.read_text()
                 time.sleep(0.1)
-            (child,) = children(process.pid)
+            (child,) = (pid for pid in children(process.pid) if not is_watch(pid))
             yield process, child
         finally:
             with suppress(ProcessLookupError):
@@ -59,6 +60,11 @@ def two_ranks(world: Path, run: Path, log: Path) -> Iterator[tuple[subprocess.Po
 
 def children(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def is_watch(pid: int) -> bool:
+    """Whether a child is not a rank, but the process that watches one."""
+    return stall_watch.__file__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def alive(pid: int) -> bool:
