@@ -41,6 +41,7 @@ class Watchdog:
             phases.progress()
             errors = _real_stderr()
             if errors is not None and os.name == "posix":
+                faulthandler.disable()  # whoever had it on had it write elsewhere
                 faulthandler.enable(file=errors)
                 self._beside = _stall_watch(1.5 * self.seconds, errors)
             threading.Thread(target=self._watch, args=(self.seconds, errors), name="watchdog", daemon=True).start()
