@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +58,21 @@ def registry_of(run: Path | None, tracking_uri: str | None) -> tuple[str, str | 
     A run that was logged to MLflow is registered where it was logged, unless `tracking_uri` says otherwise.
 
     Raises:
-        UserError: for a store that MLflow cannot use.
+        UserError: for a store that MLflow cannot use, or a damaged mlflow.json.
     """
+    from src.loggers.mlflow_journal import read_journal
     from src.loggers.store import locate_store, noted_uri
     from src.masking import masked_text
+    from src.training.run_folder import RunFolder
 
-    known: dict[str, str] = {}
-    if run is not None and (run / "mlflow.json").is_file():
-        try:
-            known = json.loads((run / "mlflow.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{run / 'mlflow.json'}: not valid JSON ({error})") from error
-        if not isinstance(known, dict):
-            raise UserError(f"{run / 'mlflow.json'}: not what src.train writes; give tracking_uri=URI without run=")
+    known = None if run is None else read_journal(RunFolder(run))
     root = Path("runs") if run is None else run.absolute().parent
-    store = locate_store(tracking_uri or noted_uri(known.get("tracking_uri"), root), root, key="tracking_uri")
+    store = locate_store(
+        tracking_uri or noted_uri(None if known is None else known.tracking_uri, root), root, key="tracking_uri"
+    )
     return (
         store.uri,
-        known.get("run_id") if masked_text(store.uri) == known.get("tracking_uri") else None,
+        None if known is None or masked_text(store.uri) != known.tracking_uri else known.run_id,
         store.artifacts,
     )
 

@@ -26,9 +26,7 @@ def upload(config: DictConfig) -> int:
     same.
     """
     from src.export import find_run
-    from src.folder_lock import owner
-    from src.loggers.mlflow_journal import write_journal
-    from src.loggers.store import check_artifacts, locate_store, named, noted_uri
+    from src.folder_lock import owned, owner
     from src.training.run_folder import RunFolder
 
     if config.run is None:
@@ -37,7 +35,15 @@ def upload(config: DictConfig) -> int:
     if (who := owner(folder.path)) is not None:
         raise UserError(f"run={config.run}: the run is still going on ({who}); upload it when it is over")
     rows = metric_rows(folder)
-    journal = journal_of(folder)
+    with owned(folder.path, f"run={config.run}"):
+        return _upload(config, folder, rows)
+
+
+def _upload(config: DictConfig, folder: RunFolder, rows: list[Metric]) -> int:
+    from src.loggers.mlflow_journal import write_journal
+    from src.loggers.store import check_artifacts, locate_store, named, noted_uri
+
+    journal, summary = journal_of(folder), folder.read_summary() or {}
     experiment = config.experiment_name or journal.experiment
     root = folder.path.parent
     noted = config.tracking_uri or noted_uri(journal.tracking_uri, root)
@@ -64,7 +70,6 @@ def upload(config: DictConfig) -> int:
         files = upload_files(writer, folder)
     except (MlflowException, ValueError) as error:
         raise UserError(f"tracking_uri={store.uri}: MLflow cannot use it ({error}); try again later") from error
-    summary = folder.read_summary() or {}
     writer.finish("FINISHED" if summary.get("finished") else "KILLED")
     write_journal(folder, journal.with_run(store.uri, run_id, pending=False))
     where = masked_text(f"{store.uri}, run {run_id}")

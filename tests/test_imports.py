@@ -44,7 +44,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "intervals": (),
     "geneval": (),
     # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
-    "benchmarks": ("src.config", "src.data", "src.images", "src.geneval.requirements"),
+    "benchmarks": ("src.config", "src.folder_lock", "src.data", "src.images", "src.geneval.requirements"),
     "evaluation": ("src.values", "src.intervals", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
     "comparison": (
         "src.config",

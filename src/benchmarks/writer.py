@@ -18,6 +18,7 @@ from torch import Tensor
 from src.benchmarks.items import Benchmark, ImageFile, Item
 from src.benchmarks.manifest import FILE, Manifest, check_folder, write_text
 from src.config import UserError
+from src.folder_lock import owned
 from src.images import to_image
 
 PARTIAL = ".partial"  # inside of the output, so that a rename stays on one file system; gone at the end
@@ -94,7 +95,7 @@ def write_benchmark(
     painted anew.
 
     Raises:
-        UserError: if `out` holds anything else, or cannot be written.
+        UserError: if `out` holds anything else, cannot be written, or is being written by another process.
     """
     check_folder(out, job.manifest())
     files = job.files()
@@ -166,12 +167,13 @@ def _painted(
 def _partial_folder(out: Path) -> Iterator[Path]:
     partial = out / PARTIAL
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
+        partial.mkdir(parents=True, exist_ok=True)
+        with owned(partial, f"out={out}"):
+            try:
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         if error.errno is None:  # not of the file system: whatever painted raised it
             raise
         raise UserError(f"out={out}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

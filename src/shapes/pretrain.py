@@ -51,6 +51,7 @@ def build_parser(world: str = SMALL.name) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT if small else None, required=not small, help="directory to write"
     )
+    parser.add_argument("--overwrite", action="store_true", help="write into --out even if there is something")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="where the models are trained, such as cuda")
@@ -142,7 +143,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
     train_vq(model.model.vqmodel, VQRecipe(options.decoder_steps, options.encoder_steps), generator, world)
     report: dict[str, Any] = {
-        "options": {name: value for name, value in vars(options).items() if name != "out"},
+        "options": {name: value for name, value in vars(options).items() if name not in ("out", "overwrite")},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vq_crispness": crispness(model.model.vqmodel, options.crispness_drawings, generator, world=world),
         "vq_seconds": round(time.perf_counter() - started),
@@ -179,6 +180,11 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     (folder / "RECIPE.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def holds_something(path: Path) -> bool:
+    """Whether `path` is anything but a new or empty directory."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -191,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size_of(options)
     except ValueError as error:
         parser.error(str(error))
+    if not options.overwrite and options.out != DEFAULT_OUT and holds_something(options.out):
+        parser.error(f"--out {options.out}: is not empty; choose another directory or add --overwrite")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     print(json.dumps(pretrain(options), indent=2))
 

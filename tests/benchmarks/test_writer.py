@@ -139,6 +139,20 @@ def test_a_left_over_partial_folder_is_cleared(tmp_path: Path) -> None:
     assert not (out / ".partial").exists()
 
 
+def test_two_do_not_paint_into_one_folder(tmp_path: Path) -> None:
+    """Each would clear away what the other is writing."""
+    wanted, out = job(tmp_path), tmp_path / "out"
+    refused: list[str] = []
+
+    def meanwhile(there: int, total: int) -> None:
+        with pytest.raises(UserError, match=r"out=.*: another process is writing there \(pid ") as told:
+            write_benchmark(wanted, out, Painter())
+        refused.append(str(told.value))
+
+    assert write_benchmark(wanted, out, Painter(), report=meanwhile).painted == len(refused) > 0
+    assert not (out / ".partial").exists()
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [

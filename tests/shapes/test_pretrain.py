@@ -188,3 +188,13 @@ def test_help_needs_no_heavy_import(run_python: RunPython) -> None:
     )
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("somebody else's")
+    for out in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(SystemExit) as ended:
+            main(["--out", str(out), *TOY])
+        assert ended.value.code == 2
+        assert f"--out {out}: is not empty; choose another directory or add --overwrite" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody else's"]
