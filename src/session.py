@@ -75,13 +75,13 @@ class Session:
         """
         quiet()
         reset_peak_memory()
+        build.build_algorithm(config)  # settings alone, so before any file is read
+        operations, engine = build.build_operations(config), build.engine_settings(config)
         data = build.build_data(config)
         check_data(config, data)
         rewards = build.build_rewards(config)
         check_metadata(rewards, [*data.train_records, *data.validation_records, *data.test_records])
         silent = build.silent_experts(rewards, data)
-        build.build_algorithm(config)
-        operations, engine = build.build_operations(config), build.engine_settings(config)
         if checkpoint is not None:
             data.start_step = finished_batches(checkpoint)
             check_files(folder, checkpoint)
