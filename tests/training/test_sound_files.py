@@ -70,12 +70,12 @@ class Cut(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("at", range(24))
-def test_cut_anywhere_a_sound_file_stands_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """As if killed before the n-th thing that reaches the disk; what is left is the old or the new content."""
-    path, before = tmp_path / "file", tmp_path / "before"
-    put(path, b"one")
-    put(path, b"two", keep_as=before)
+# What of `write_whole` reaches the disk.
+REACHING_THE_DISK = ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "open"), (Path, "unlink"))
+
+
+def write_cut(path: Path, before: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Write `path` once more, as if killed before the call number `at`; whether it came to its end."""
     calls = 0
 
     def counted(original: Any) -> Any:
@@ -89,37 +89,32 @@ def test_cut_anywhere_a_sound_file_stands_there(tmp_path: Path, monkeypatch: pyt
         return call
 
     with monkeypatch.context() as patch:
-        for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "open"), (Path, "unlink")):
+        for owner, name in REACHING_THE_DISK:
             patch.setattr(owner, name, counted(getattr(owner, name)))
         try:
             put(path, b"three", keep_as=before)
-            whole = True
         except Cut:
-            whole = False
-    assert whole == (calls <= at)
-    assert path.read_bytes() in ((b"three",) if whole else (b"two", b"three"))
-    assert before.read_bytes() in ((b"two",) if whole else (b"one", b"two"))
-    assert damage(path) is None
-    assert damage(before) is None
-    put(path, b"four", keep_as=before)
-    assert (path.read_bytes(), damage(path), damage(before)) == (b"four", None, None)
+            return False
+        return True
 
 
-def test_cuts_were_tried_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last of the cuts above lies behind everything `write_whole` does with a file to keep."""
-    path = tmp_path / "file"
-    put(path, b"one", keep_as=tmp_path / "before")
-    steps: list[str] = []
-    for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "open"), (Path, "unlink")):
-        original = getattr(owner, name)
-
-        def call(*arguments: Any, _original: Any = original, _name: str = name, **options: Any) -> Any:
-            steps.append(_name)
-            return _original(*arguments, **options)
-
-        monkeypatch.setattr(owner, name, call)
-    put(path, b"two", keep_as=tmp_path / "before")
-    assert len(steps) == 23
+def test_cut_anywhere_a_sound_file_stands_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut before its first call, its second, ... until it comes to its end; what is left is the old or the new."""
+    whole, at = False, 0
+    while not whole:
+        folder = tmp_path / str(at)
+        path, before = folder / "file", folder / "before"
+        put(path, b"one")
+        put(path, b"two", keep_as=before)
+        whole = write_cut(path, before, at, monkeypatch)
+        assert path.read_bytes() in ((b"three",) if whole else (b"two", b"three")), at
+        assert before.read_bytes() in ((b"two",) if whole else (b"one", b"two")), at
+        assert damage(path) is None, at
+        assert damage(before) is None, at
+        put(path, b"four", keep_as=before)
+        assert (path.read_bytes(), damage(path), damage(before)) == (b"four", None, None), at
+        at += 1
+    assert at > len(REACHING_THE_DISK), "each of them was cut"
 
 
 def test_without_hard_links_the_old_file_is_kept_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
