@@ -210,5 +210,6 @@ def test_the_command_writes_the_layout_asked_for(
         capsys.readouterr()
         assert cli.run(COMMAND, [*given, *wrong]) == 2
         assert words in capsys.readouterr().err
-    assert cli.run(COMMAND, [*given, "layout=original", "merge=true"]) == 0
+    code = cli.run(COMMAND, [*given, "layout=original", "merge=true"])
+    assert (code, capsys.readouterr().err) == (0, "")
     assert open_checkpoint(tmp_path / "out").layout == "original"
