@@ -16,34 +16,22 @@ from src.training import running_time, stall_watch
 from src.training.running_time import LATE, RunningTime
 from tests.conftest import ROOT
 
-# A phase of some seconds under a watchdog; in the second program it holds Python's lock.
+# A phase of some passes of 0.05 s, in the middle of which the process suspends itself: with its group or alone. It says
+# how it goes on by `phases.progress` or stands still; in the second program it holds Python's lock.
 WATCHED = """
-import sys, time
-from src import phases
-from src.training.watchdog import Watchdog
-seconds, takes, moving = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "moving"
-with Watchdog(seconds, lambda: "kept"):
-    with phases.phase("a long phase"):
-        print("begun", flush=True)
-        until = time.monotonic() + takes
-        while time.monotonic() < until:
-            time.sleep(0.05)
-            if moving:
-                phases.progress()
-print("done", flush=True)
-"""
-# Suspends itself, and everything of its group, in the middle of a phase of one second.
-SUSPENDED_WITHIN = """
 import os, signal, sys, time
 from src import phases
 from src.training.watchdog import Watchdog
-with Watchdog(float(sys.argv[1]), lambda: "kept"):
+seconds, passes, moving, suspends = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "moving", sys.argv[4]
+with Watchdog(seconds, lambda: "kept"):
     with phases.phase("a long phase"):
         print("begun", flush=True)
-        time.sleep(0.5)  # some ticks of the watchdog, of which the first sees that the phase was entered
-        os.kill(0, signal.SIGSTOP)
-        for _ in range(10):
+        for number in range(passes):
+            if number == 2 and suspends != "never":
+                os.kill(0 if suspends == "group" else os.getpid(), signal.SIGSTOP)
             time.sleep(0.05)
+            if moving:
+                phases.progress()
 print("done", flush=True)
 """
 HOLDING = """
@@ -66,12 +54,13 @@ def begun(program: str, *arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def suspend(process: subprocess.Popen[str], seconds: float, group: bool) -> None:
-    """As Ctrl-Z does it to a whole group, or kill -STOP to the process alone."""
-    target = -process.pid if group else process.pid
-    os.kill(target, signal.SIGSTOP)
+def go_on_after(process: subprocess.Popen[str], seconds: float, group: bool) -> None:
+    """Wait until it has suspended itself; after `seconds`, what Ctrl-Z and fg do to a group, or kill -CONT to one."""
+    state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert state is not None
+    assert state.si_code == os.CLD_STOPPED
     time.sleep(seconds)
-    os.kill(target, signal.SIGCONT)
+    os.kill(-process.pid if group else process.pid, signal.SIGCONT)
 
 
 class Clock:
@@ -91,31 +80,28 @@ def test_a_late_tick_counts_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted.seconds == pytest.approx(1.0 + 1.2 + LATE + 1.0)
 
 
+# A watchdog of s seconds counts at most LATE * s / 64 a tick, so it ends a run after 32 ticks or more without progress.
+# However loaded the machine is, they are as many chances for the run's own thread, which needs one to four of them.
 @pytest.mark.parametrize("group", [True, False], ids=["with its group", "alone"])
 def test_suspended_for_longer_than_the_watchdogs_time_a_run_goes_on(group: bool) -> None:
-    """5 s of suspension under a watchdog of 2 s, whose process beside it waits 3 s."""
-    process = begun(WATCHED, 2.0, 7.5, "moving")
-    suspend(process, 5.0, group)
+    """5 s of suspension under a watchdog of 2 s, whose process beside it waits 3 s; 2.5 s of going on."""
+    process = begun(WATCHED, 2.0, 50, "moving", "group" if group else "alone")
+    go_on_after(process, 5.0, group)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (0, "done\n", "")
 
 
 def test_even_in_a_phase_that_was_under_way() -> None:
-    """It runs for one second of the watchdog's eight, however long it is suspended in between."""
-    process = begun(SUSPENDED_WITHIN, 8.0)
-    until = time.monotonic() + 30
-    while not stall_watch.stopped(process.pid) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert stall_watch.stopped(process.pid)
-    time.sleep(9.0)
-    os.kill(-process.pid, signal.SIGCONT)
+    """Before and after together it takes 0.2 s, less than the watchdog's 4 s; the suspension takes more."""
+    process = begun(WATCHED, 4.0, 4, "still", "group")
+    go_on_after(process, 5.0, group=True)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (0, "done\n", "")
 
 
 def test_suspended_or_not_a_run_that_stands_still_is_ended() -> None:
-    process = begun(WATCHED, 2.0, 60.0, "still")
-    suspend(process, 3.0, group=True)
+    process = begun(WATCHED, 2.0, 1200, "still", "group")
+    go_on_after(process, 3.0, group=True)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 124
     assert "s in: a long phase; the run is ended (watchdog.seconds=2; null: never); kept; the stacks:" in errors
@@ -130,7 +116,7 @@ def test_one_that_holds_pythons_lock_is_ended_from_beside() -> None:
 
 
 def test_the_process_beside_ends_with_the_run() -> None:
-    process = begun(WATCHED, 60.0, 60.0, "moving")
+    process = begun(WATCHED, 60.0, 1200, "moving", "never")
     (beside,) = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert stall_watch.__file__ in Path(f"/proc/{beside}/cmdline").read_text()
     process.kill()
