@@ -1,27 +1,21 @@
 """A checkpoint's chat templates, which are programs: run once, in a child with limits, then filled in as plain text.
 
-A template's loops can run for ever and its products can fill any memory, and nothing inside of this process can stop
-that. So it is rendered a single time with marks in the places of the users' words, in a process that the kernel ends
-after some seconds. What is left are pieces of text with the words between them.
+It is rendered a single time with marks in the places of the users' words, in a process that the kernel ends after some
+seconds (`src.bounded_work`). What is left are pieces of text with the words between them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-CHILD = Path(__file__).with_name("chat_template_child.py")
-# What a template of a few lines may take: seconds of computing, bytes of memory, letters written.
-SECONDS, BYTES, LONGEST = 5, 2**29, 100_000
-# By the clock, on a machine that is busy with other things.
-CLOCK = 60
+from src.bounded_work import Stopped, answered
+
+LONGEST = 100_000  # letters that a template may write
 # Words with everything that a template might change: case, quotes, line breaks, what HTML and JSON escape.
 PROBE = 'A "Red" Circle & 2\n\\blue\\ {{ squares }} <b>it\'s</b>; größer, 漢字'
 _MARK = re.compile("\ue0f0(\\w+)\ue0f1")
@@ -72,33 +66,13 @@ def flatten(
 
 @lru_cache(maxsize=64)
 def render(template: str, variables: str) -> tuple[str, ...]:
-    """The texts of a template for each element of the JSON list `variables`, within this module's limits.
+    """The texts of a template for each element of the JSON list `variables`, within limits of time, memory and length.
 
     Raises:
         TemplateError: if it cannot be rendered, or exceeds a limit.
     """
-    request = {
-        "template": template,
-        "variables": json.loads(variables),
-        "seconds": SECONDS,
-        "bytes": BYTES,
-        "longest": LONGEST,
-    }
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(CHILD)],
-            input=json.dumps(request),
-            capture_output=True,
-            encoding="utf-8",
-            timeout=CLOCK,
-        )
-    except subprocess.TimeoutExpired:
-        raise TemplateError(f"runs for more than {CLOCK} seconds") from None
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        # Ended by the kernel, or by a stack that its own calls have used up.
-        raise TemplateError(f"was stopped: it runs for more than {SECONDS} seconds, or uses up the memory") from None
-    if "error" in answer:
-        raise TemplateError(answer["error"])
+        answer = answered("render", template=template, variables=json.loads(variables), longest=LONGEST)
+    except Stopped as error:
+        raise TemplateError(str(error)) from None
     return tuple(answer["texts"])

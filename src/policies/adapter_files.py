@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from src.policies.adapter_patterns import check_patterns
 
 NAMED = 6  # modules in a message, at most
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -103,12 +105,13 @@ def _check_scale(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_adapter_fits(adapter: Path, shapes: Mapping[str, Sequence[int]], base: Path) -> None:
-    """Raise ValueError where an adapter's tensors are refused, or have other shapes than its base's weights.
+    """Raise ValueError where an adapter's tensors or patterns are refused, or its shapes are not its base's.
 
     Reads the adapter's own files only. A layer the base does not have is left to `load_lora`.
 
     shapes: of the base's weights by transformers' names. base: its directory, for the message.
     """
+    check_patterns(adapter, _modules(shapes))
     check_adapter_tensors(adapter)
     for key, has in _shapes(adapter).items():
         layer, found, _ = key.removeprefix("base_model.model.").partition(".lora_")
@@ -122,6 +125,12 @@ def check_adapter_fits(adapter: Path, shapes: Mapping[str, Sequence[int]], base:
                 f"model.adapter={adapter}: does not fit the base model: {key} is made for a width of {has[axis]},"
                 f" {base} has {weight[axis]}"
             )
+
+
+def _modules(weights: Iterable[str]) -> set[str]:
+    """The modules that hold weights of these names, and those around them."""
+    parts = (name.split(".") for name in weights)
+    return {".".join(part[:length]) for part in parts for length in range(len(part))}
 
 
 def check_adapter_tensors(adapter: Path, anywhere: bool = False) -> None:

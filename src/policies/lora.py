@@ -20,6 +20,7 @@ from src.policies.adapter_files import (
     check_adapter_tensors,
     unused_modules,
 )
+from src.policies.adapter_patterns import check_patterns
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,6 +76,7 @@ def load_lora(model: nn.Module, path: Path, trainable: bool = True, anywhere: bo
     from peft import PeftModel
 
     loaded = _fitting(
+        model,
         path,
         ADAPTER_NAME,
         lambda: PeftModel.from_pretrained(model, str(path), is_trainable=trainable),  # type: ignore[arg-type]
@@ -96,7 +98,7 @@ def add_lora(model: PeftModel, path: Path, name: str) -> None:
         model.load_adapter(str(path), name, is_trainable=False)
         return model
 
-    _fitting(path, name, load)
+    _fitting(model, path, name, load)
 
 
 def _freeze_unused(model: PeftModel, path: Path) -> None:
@@ -146,12 +148,15 @@ def adapters_off(model: PeftModel) -> Iterator[None]:
             parameter.requires_grad_(trained[name])
 
 
-def _fitting(path: Path, name: str, load: Callable[[], PeftModel], anywhere: bool = False) -> PeftModel:
-    """What `load` gives, in eval mode; what is wrong with the adapter at `path` as one ValueError."""
+def _fitting(
+    model: nn.Module, path: Path, name: str, load: Callable[[], PeftModel], anywhere: bool = False
+) -> PeftModel:
+    """What `load` makes of `model`, in eval mode; what is wrong with the adapter at `path` as one ValueError."""
     from safetensors import SafetensorError
 
     check_adapter_directory(path)
     check_adapter_tensors(path, anywhere)
+    check_patterns(path, (module for module, _ in model.named_modules()))
     try:
         peft_model = load().eval()
         problem = _key_problem(peft_model, path / TENSORS, name) or _kind_problem(peft_model, name, anywhere)

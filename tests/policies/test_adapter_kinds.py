@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from src import bounded_work
 from src.policies.adapter_files import check_adapter_directory, check_adapter_fits, check_adapter_tensors
 from src.policies.agreement import check_agreement, check_decoder
 from src.policies.export import write_adapter as export_adapter
@@ -220,6 +222,69 @@ def test_every_setting_of_peft_is_known_or_refused(tmp_path: Path) -> None:
             (folder / "adapter_config.json").write_text(plain, encoding="utf-8")
             with pytest.raises(ValueError, match=f"{name}=.*not supported"):
                 check_adapter_directory(change_config(folder, **{name: value}))
+
+
+# Each takes longer on some module's name than anybody waits: 2^30 ways and more to try.
+ENDLESS = r"([\w.]+)+!"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "way"),
+    [
+        ("target_modules", ENDLESS, "checkpoint"),
+        ("target_modules", ENDLESS, "beside"),
+        ("target_modules", r"([\w.]|[\w.][\w.])*!|.*language_model.*q_proj", "model"),
+        ("target_modules", r"(?=(.*.*.*.*.*.*.*.*.*.*!))?.*language_model.*q_proj", "model"),
+        ("exclude_modules", ENDLESS, "model"),
+        ("rank_pattern", {"q_proj": 2, ENDLESS: 4}, "model"),
+        ("alpha_pattern", {ENDLESS: 4}, "model"),
+        ("layers_pattern", ENDLESS, "model"),
+        ("layers_pattern", ["layers", f"({ENDLESS})"], "model"),
+    ],
+)
+def test_a_pattern_without_an_end_is_refused_in_time(
+    folders: dict[str, Path],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    value: Any,
+    way: str,
+) -> None:
+    """In whatever way it comes in, and with a checkpoint before a weight is read."""
+    monkeypatch.setattr(bounded_work, "SECONDS", 1)
+    others = {"layers_to_transform": [0], "target_modules": ["q_proj"]} if key == "layers_pattern" else {}
+    folder = change_config(shutil.copytree(folders["plain"], tmp_path / "adapter"), **others, **{key: value})
+    shapes = {name: tensor.shape for name, tensor in load_file(base / "model.safetensors").items()}
+    plain = loaded(folders["plain"])
+    ways: dict[str, Callable[[], Any]] = {
+        "checkpoint": lambda: check_adapter_fits(folder, shapes, base),
+        "model": lambda: loaded(folder),
+        "beside": lambda: add_adapter(plain, folder, "another"),
+    }
+    with pytest.raises(ValueError, match=rf"adapter_config.json: {key}=.*: as a pattern .* was stopped"):
+        ways[way]()
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern", "layers_pattern"])
+@pytest.mark.parametrize("text", ["(q_proj", "+*", "[" * 3, "(" * 2000 + ")" * 2000])
+def test_what_is_no_pattern_is_told(folders: dict[str, Path], tmp_path: Path, key: str, text: str) -> None:
+    others = {"layers_to_transform": [0], "target_modules": ["q_proj"]} if key == "layers_pattern" else {}
+    value = {text: 4} if key == "rank_pattern" else text
+    folder = change_config(shutil.copytree(folders["plain"], tmp_path / "adapter"), **others, **{key: value})
+    with pytest.raises(ValueError, match=rf"adapter_config.json: {key}=.*(cannot be used|goes too deep)"):
+        loaded(folder)
+
+
+def test_patterns_that_people_write_are_read(base: Path, tmp_path: Path) -> None:
+    """Unsloth's way of writing them, and one of every module's full name with its rank."""
+    names = [name for name, _ in tiny_janus().named_modules() if name.endswith("_proj") and "language_model" in name]
+    usual = r"(?:.*?(?:language).*?(?:self_attn|mlp).*?(?:q_proj|k_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.x)"
+    for number, settings in enumerate(
+        ({"target_modules": usual}, {"rank_pattern": {rf"^{name}$".replace(".", r"\."): 2 for name in names}})
+    ):
+        folder = write_adapter(tmp_path / str(number), settings)
+        assert lora_layers(load_janus(base, adapter=folder))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""The child process of `src.chat_templates`: renders one template within limits of time, memory and length.
+"""The child process of `src.bounded_work`: renders a chat template or tries patterns, within limits of time and memory.
 
 Run as a file, so that nothing of this project is imported. It reads a request (JSON) from standard input and writes
-``{"texts": [...]}`` or ``{"error": "..."}``. The environment is that of transformers' chat templates.
+its answer, or ``{"error": "..."}``. Templates get the environment of transformers' chat templates.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import datetime
 from typing import Any
@@ -64,17 +65,31 @@ def rendered(template: Any, variables: dict[str, Any], longest: int) -> str:
     return "".join(parts)
 
 
+def render(request: dict[str, Any]) -> dict[str, Any]:
+    """``{"texts": [...]}``: a template with each of several variables."""
+    template = environment().from_string(request["template"])
+    return {"texts": [rendered(template, one, request["longest"]) for one in request["variables"]]}
+
+
+def match(request: dict[str, Any]) -> dict[str, Any]:
+    """``{"matched": n}``: how often a pattern fits a name, each of them tried on every name.
+
+    Patterns come as pairs of a method of compiled patterns (``match``, ``fullmatch``) and a text.
+    """
+    tried = [getattr(re.compile(text), how) for how, text in request["patterns"]]
+    return {"matched": sum(one(name) is not None for one in tried for name in request["names"])}
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """All texts of a request, or what is wrong with its template."""
+    """What the request asks for, or what is wrong with the template or pattern in it."""
     try:
-        template = environment().from_string(request["template"])
-        return {"texts": [rendered(template, one, request["longest"]) for one in request["variables"]]}
+        return {"render": render, "match": match}[request["work"]](request)
     except MemoryError:
         return {"error": "needs too much memory"}
     except RecursionError:
-        return {"error": "calls itself without an end"}
+        return {"error": "calls itself without an end" if request["work"] == "render" else "goes too deep"}
     except Exception as error:  # whatever a template raises, its sandbox's refusals among it
-        return {"error": f"cannot be rendered ({type(error).__name__}: {' '.join(str(error).split())[:300]})"}
+        return {"error": f"cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:300]})"}
 
 
 if __name__ == "__main__":
