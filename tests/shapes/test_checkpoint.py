@@ -116,7 +116,7 @@ def test_contexts_of_the_two_levels(tokenizer: Any) -> None:
 
 def test_the_processor_prepares_text_and_images() -> None:
     processor = JanusProcessor.from_pretrained(DEFAULT_OUT)
-    inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt")
+    inputs = processor(text=["a red circle"], generation_mode="image", return_tensors="pt")
     assert processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])[-1] == "<begin_of_image>"
     white = torch.full((3, 24, 24), 255, dtype=torch.uint8)
     pixels = processor.image_processor(white, return_tensors="pt")["pixel_values"]
