@@ -206,6 +206,7 @@ class BenchmarkConfig:
     compile: bool = True  # time the compiled peer, too
     kernels: str = "auto"
     out: str | None = path_field()  # null: experiments/rollout_speed
+    overwrite: bool = False
 
 
 @dataclass

@@ -18,7 +18,7 @@ from src.evaluate import COMMAND as EVALUATE
 from src.generate import generate
 from src.policies.contexts import encode_image_context, encode_plan_context
 from src.policies.prompt_room import PromptRoom, room_of_checkpoint
-from src.prompt_checks import check_metadata, unknown_words
+from src.prompt_checks import check_data, check_metadata, unknown_words
 from src.prompt_source import PromptSource
 from src.rewards.ensemble import RewardEnsemble
 from src.rewards.shapes_judge import ShapesJudge
@@ -50,6 +50,17 @@ def test_the_longest_prompt_just_fits_and_one_more_token_does_not() -> None:
 def test_a_plan_that_leaves_no_room_is_told_as_such() -> None:
     room = room_of_checkpoint(EMBEDDED, 256)
     assert "none is left for a prompt: max_plan_tokens (256)" in str(room.problem("a red circle"))
+
+
+def test_a_first_try_without_any_setting_fits_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shipped prompt; another model has the room for longer plans."""
+    config = compose([])
+    data = PromptDataModule(config.data.path, 8, 8)
+    data.setup("fit")
+    check_data(config, data)
+    assert config.rollout.max_plan_tokens == 24
+    assert compose(["model=janus_pro_7b"]).rollout.max_plan_tokens == 256
+    assert compose(["rollout.max_plan_tokens=7"]).rollout.max_plan_tokens == 7
 
 
 def test_letters_count_as_the_tokenizer_counts_them() -> None:

@@ -42,7 +42,7 @@ def make_warm_start(folder: Path = WARM_START) -> None:
 
     module, of_world = [sys.executable, "-m"], ["--world", "large", "--out"]
     if not (folder / "prompts" / "test.jsonl").is_file():
-        subprocess.run([*module, "src.shapes.splits", *of_world, str(folder / "prompts")], check=True)
+        subprocess.run([*module, "src.shapes.splits", *of_world, str(folder / "prompts"), "--overwrite"], check=True)
     if (folder / "checkpoint" / "RECIPE.json").is_file():
         return
     if not torch.cuda.is_available():

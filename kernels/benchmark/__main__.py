@@ -31,9 +31,16 @@ def shapes(dry: bool) -> list[Shape]:
     return plain + [Shape(t, v, h) for v, lengths in VOCABULARIES for t in lengths for h in WIDTHS]
 
 
+_MINE = (*report.WRITTEN, report.DECODING)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all; 0 whatever the bars say, 2 where nothing can run, 1 where the operations are wrong."""
     options = _parser().parse_args(arguments)
+    problem = report.taken(Path(options.out), _MINE, options.overwrite) if options.out else None
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 2
     device = torch.device("cpu" if options.dry_run else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no GPU: the benchmark needs one; --dry-run tries the way without timing anything", file=sys.stderr)
@@ -239,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=50, help="timed runs of each contestant (default 50)")
     add("--only", help="shapes whose text (e.g. '4608 x 16384') contains this")
     add("--out", help="folder for times.csv, accuracy.csv, bars.csv, times.png (default kernels/results)")
+    add("--overwrite", action="store_true", help="write over the earlier output that --out holds")
     add("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     add("--dry-run", action="store_true", help="tiny shapes and plain torch on the CPU; times mean nothing")
     return parser

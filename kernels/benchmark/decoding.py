@@ -216,9 +216,16 @@ def compare(
                 yield Time(*where, "measured", *timing, share, timing.median / timings["ours"].median)
 
 
+_MINE = (*report.WRITTEN, report.DECODING)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all; 2 where nothing can run, 1 where the operations are wrong, else 0."""
     options = _parser().parse_args(arguments)
+    problem = report.taken(Path(options.out), _MINE, options.overwrite) if options.out else None
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 2
     device = torch.device("cpu" if options.dry_run else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no GPU: the benchmark needs one; --dry-run tries the way without timing anything", file=sys.stderr)
@@ -247,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run and not options.out:
         print("\ndry run: nothing written (give --out to see the file)")
         return 0
-    path = Path(options.out or RESULTS) / "decoding.csv"
+    path = Path(options.out or RESULTS) / report.DECODING
     facts = {**report.versions(device), "copy_bytes_per_s": f"{copied:.4g}", "rounds": str(rounds)}
     report.write_csv(path, (asdict(time) for time in times), facts)
     print(f"\n{path}")
@@ -269,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Callable[..., object] = parser.add_argument
     add("--rounds", type=int, default=50, help="timed runs of each contestant (default 50)")
     add("--out", help="folder for decoding.csv (default kernels/results)")
+    add("--overwrite", action="store_true", help="write over the earlier output that --out holds")
     add("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     add("--dry-run", action="store_true", help="tiny sizes and plain torch on the CPU; times mean nothing")
     return parser

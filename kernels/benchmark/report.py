@@ -185,6 +185,22 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
+def taken(folder: Path, own: Sequence[str], overwrite: bool) -> str | None:
+    """Why nothing may be written into `folder`, for a person; None where it is new, empty, or holds what may go.
+
+    own: the names that are written. Other files are somebody else's, whatever `overwrite` says.
+    """
+    if folder.exists() and not folder.is_dir():
+        return f"--out {folder}: is a file; give a folder"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name not in own]
+    if others:
+        return f"--out {folder}: holds {others[0]}, which no benchmark wrote; give another folder"
+    if names and not overwrite:
+        return f"--out {folder}: holds {names[0]} already; give another folder, or add --overwrite"
+    return None
+
+
 def write_csv(path: Path, rows: Iterable[dict[str, object]], facts: dict[str, str]) -> None:
     """Rows of one kind, each with the facts of the run."""
     rows = [{**row, **facts} for row in rows]
@@ -197,6 +213,10 @@ def write_csv(path: Path, rows: Iterable[dict[str, object]], facts: dict[str, st
         writer.writerows(rows)
 
 
+WRITTEN = ("times.csv", "accuracy.csv", "bars.csv", "times.png")
+DECODING = "decoding.csv"  # of `kernels.benchmark.decoding`; one folder may hold both
+
+
 def write(
     folder: Path, results: Sequence[Result], accuracy: Sequence[K3Error], judged: Sequence[Bar], facts: dict[str, str]
 ) -> list[Path]:
@@ -205,7 +225,7 @@ def write(
     write_csv(folder / "accuracy.csv", (row._asdict() for row in accuracy), facts)
     write_csv(folder / "bars.csv", (asdict(bar) for bar in judged), facts)
     plot(folder / "times.png", results, facts)
-    return [folder / name for name in ("times.csv", "accuracy.csv", "bars.csv", "times.png")]
+    return [folder / name for name in WRITTEN]
 
 
 def plot(path: Path, results: Sequence[Result], facts: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from src.benchmark.rows import Row
 
 RESULTS = ROOT / "experiments" / "rollout_speed"
+WRITTEN = ("cpu.csv", "cpu.png", "gpu.csv", "gpu.png")
 PARTS = ("image_step", "scaling", "ablation", "peers", "train_step")
 
 
@@ -32,6 +33,7 @@ def benchmark(config: Any) -> int:
     on_gpu = device.type == "cuda"
     sizes = list(config.sizes or (SIZES if on_gpu else (TINY,)))
     _check(sizes, list(config.parts))
+    folder = _folder(config)
     if not on_gpu and set(sizes) - {TINY}:
         raise UserError(f"sizes={','.join(sizes)}: the full-size models need a GPU; on a CPU choose sizes=[tiny]")
     try:
@@ -51,7 +53,6 @@ def benchmark(config: Any) -> int:
     for bar in found.bars(rows, facts["card"]):
         word = {True: "met    ", False: "NOT MET", None: "elsewhere"}[bar.met]
         print(f"  {word}  {bar.name}: {bar.found} (wanted: {bar.wanted})")
-    folder = Path(config.out) if config.out else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     name = "gpu" if on_gpu else "cpu"
     found.write_csv(folder / f"{name}.csv", rows, facts)
@@ -87,6 +88,16 @@ def _of_size(size: str, config: Any, device: Any, copied: float, backend: Any, e
             rows += train_step(bench, backend, config.images[0], config.group_size, config.memory_gib)
         rollouts.release(bench)
     return rows
+
+
+def _folder(config: Any) -> Path:
+    """Where the rows go; raises UserError, before anything is measured, where that is somebody else's folder."""
+    if not config.out:
+        return RESULTS
+    from src.output_folder import check_free
+
+    check_free(Path(config.out), config.overwrite, WRITTEN)
+    return Path(config.out)
 
 
 def _check(sizes: list[str], parts: list[str]) -> None:
@@ -135,7 +146,7 @@ COMMAND = cli.Command(
         f"parts=[{','.join(PARTS)}]",
         "images=[16,64]             numbers of images; the first is that of peers, ablation and train_step",
         "rounds=5  compile=true     compile: time the compiled peer, too",
-        "out=DIR                    null: experiments/rollout_speed",
+        "out=DIR                    null: experiments/rollout_speed; overwrite=true writes beside or over earlier rows",
     ),
 )
 

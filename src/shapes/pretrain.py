@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.shapes.recipes import MISREADINGS, RECIPES, ModelSize, VQRecipe, WarmStartRecipe
+from src.shapes.splits import holds_something
 from src.shapes.worlds import SMALL, WORLDS, World
 
 if TYPE_CHECKING:
@@ -178,11 +179,6 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """RECIPE.json beside the checkpoint."""
     (folder / "RECIPE.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def holds_something(path: Path) -> bool:
-    """Whether `path` is anything but a new or empty directory."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

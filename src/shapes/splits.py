@@ -186,17 +186,25 @@ def write_splits(directory: Path, world: World = SMALL) -> dict[str, int]:
     return sizes
 
 
+def holds_something(path: Path) -> bool:
+    """Whether `path` is anything but a new or empty directory."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Write the drawn world's train, validation and test prompts.")
     parser.add_argument("--world", choices=WORLDS, default=SMALL.name)
     parser.add_argument("--out", type=Path, help="directory (default: the shipped one, of the small world)")
+    parser.add_argument("--overwrite", action="store_true", help="write into --out even if there is something")
     options = parser.parse_args(arguments)
     world = WORLDS[options.world]
     if options.out is None:
         if world is not SMALL:
             parser.error(f"--out: missing; say where the {world.name} world's prompts go")
         options.out = PROMPTS_DIRECTORY
+    elif not options.overwrite and holds_something(options.out):
+        parser.error(f"--out {options.out}: is not empty; choose another directory or add --overwrite")
     for split, size in write_splits(options.out, world).items():
         print(f"{split}: {size} prompts in {options.out / f'{split}.jsonl'}")
 

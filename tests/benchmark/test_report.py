@@ -78,6 +78,24 @@ def test_a_part_leaves_no_memory_to_the_next(monkeypatch: pytest.MonkeyPatch) ->
     assert held[1] == 0
 
 
+@pytest.mark.parametrize(
+    ("held", "overwrite", "message"),
+    [
+        ("cpu.csv", False, "is not empty; choose another folder or add overwrite=true"),
+        ("thesis.tex", False, "is not empty"),
+        ("thesis.tex", True, "holds thesis.tex, which this command did not write"),
+    ],
+)
+def test_somebody_elses_folder_is_refused_before_anything_is_measured(
+    tmp_path: Path, held: str, overwrite: bool, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / held).write_text("theirs", encoding="utf-8")
+    words = ["sizes=[tiny]", "rounds=1", f"out={tmp_path}", f"overwrite={overwrite}"]
+    assert cli.run(COMMAND, words) == 2
+    assert message in capsys.readouterr().err
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [(held, "theirs")]
+
+
 @pytest.mark.slow
 def test_the_whole_way_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["sizes=[tiny]", "images=[4]", "scaling=[2,4]", "rounds=1", "group_size=2", "compile=false"]

@@ -42,7 +42,7 @@ def test_without_a_card_it_says_what_to_do_and_keeps_what_is_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match=r"no card to make its 30 M parameters on; experiments/large_world/README.md"):
         make_warm_start(tmp_path)
-    prompts = ["-m", "src.shapes.splits", "--world", "large", "--out", str(tmp_path / "prompts")]
+    prompts = ["-m", "src.shapes.splits", "--world", "large", "--out", str(tmp_path / "prompts"), "--overwrite"]
     assert [call[1:] for call in calls] == [prompts]
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "RECIPE.json").write_text("{}")

@@ -18,6 +18,7 @@ from kernels import Operations, TokenStatistics, operations, token_statistics
 from kernels.benchmark import accuracy, clock, contestants, report
 from kernels.benchmark.__main__ import _compare, main, shapes
 from kernels.benchmark.contestants import Contestant, Shape
+from kernels.benchmark.decoding import main as decoding_main
 from kernels.benchmark.report import HEAD_BAR_SHAPE, OP1, OP1_BAR_SHAPES, OP2, OP3, STORED, Result
 
 CPU = torch.device("cpu")
@@ -37,6 +38,32 @@ def test_a_dry_run_goes_all_the_way_and_says_what_is_absent(tmp_path: Path, caps
     assert all(row["status"] == "measured" and float(row["median_ms"]) > 0 for row in ours)
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "accuracy.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("run", [main, decoding_main], ids=["loss", "decoding"])
+@pytest.mark.parametrize(
+    ("held", "words", "message"),
+    [
+        ("times.csv", [], "holds times.csv already; give another folder, or add --overwrite"),
+        ("decoding.csv", [], "holds decoding.csv already"),
+        ("thesis.tex", ["--overwrite"], "holds thesis.tex, which no benchmark wrote"),
+    ],
+)
+def test_nothing_is_written_into_somebody_elses_folder(
+    tmp_path: Path, run: Any, held: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / held).write_text("theirs", encoding="utf-8")
+    assert run(["--dry-run", "--no-compile", "--out", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [(held, "theirs")]
+
+
+def test_earlier_output_may_be_written_over(tmp_path: Path) -> None:
+    own = (*report.WRITTEN, report.DECODING)
+    (tmp_path / "times.csv").touch()
+    assert report.taken(tmp_path, own, overwrite=True) is None
+    assert report.taken(tmp_path / "new", own, overwrite=False) is None
+    assert "is a file" in str(report.taken(tmp_path / "times.csv", own, overwrite=True))
 
 
 def test_cut_off_it_keeps_the_shapes_it_was_through_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from src.shapes.requirements import Requirement
 from src.shapes.splits import PROMPTS_DIRECTORY, REPEATS, SPLITS, split_prompts, to_record, training_pool, write_splits
+from src.shapes.splits import main as write_main
 from src.shapes.wordings import KINDS, forms
 from src.shapes.worlds import SMALL
 
@@ -35,6 +36,14 @@ def combinations_of(lines: list[dict]) -> set[frozenset]:
             parts.add((axis, smaller, larger))
         found.add(frozenset(parts))
     return found
+
+
+def test_prompts_go_into_a_new_or_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.jsonl").write_text("theirs", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        write_main(["--out", str(tmp_path)])
+    assert "is not empty; choose another directory or add --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "train.jsonl").read_text(encoding="utf-8") == "theirs"
 
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(SPLITS, 2)))
