@@ -1,14 +1,16 @@
-"""Paths and words on the command line: what follows the first ``=`` is taken as typed, by what the schema declares.
+r"""Paths and words on the command line: what follows the first ``=`` is taken as typed, by what the schema declares.
 
 In Hydra's grammar commas, colons, brackets, quotes and ``=`` mean something; in a path or a prompt they are letters.
 Three things keep a meaning there, as everywhere in a config: ``null``, a value that stands in quotes as a whole (it is
-what the quotes hold), and ``${key}``, another setting. A setting that takes several paths also takes ``[a, b]`` and
-``{name: a}``, and in a sweep a comma separates values.
+what the quotes hold), and a reference to a setting of this command or to a resolver, as ``${run.name}`` and
+``${oc.env:HOME}``. Any other ``${`` is letters, and ``\${run.name}`` are these very letters. A setting that takes
+several paths also takes ``[a, b]`` and ``{name: a}``, and in a sweep a comma separates values.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from typing import Any
 from src.config import UserError
 from src.config_entries import settings_of
 from src.setting import PATH, PATHS, Setting
+
+# What might refer to something: a resolver by its name and a colon, a setting by its first name.
+_REFERENCE = re.compile(r"(?P<slashes>\\*)\$\{(?:\s*(?:(?P<resolver>[\w.]+)\s*:|(?P<section>\w+)\s*(?:[.}\[]|$)))?")
 
 
 def as_typed(overrides: Sequence[str], root: str, sweep: bool = False) -> list[str]:
@@ -111,13 +116,27 @@ def expanded(key: str, text: str) -> str:
 def _quoted(word: str, known: Mapping[str, Setting], sweep: bool) -> str:
     key, sign, value = word.partition("=")
     kind = kind_of(key.lstrip("+"), known)
-    if not sign or kind is None or value.lower() == "null" or _means_something(word, kind, sweep):
+    if not sign or kind is None or value.lower() == "null":
         return word
+    value = _REFERENCE.sub(lambda found: _kept_or_letters(found, known), value)
+    if _means_something(f"{key}={value}", kind, sweep):
+        return f"{key}={value}"
     _check_references(key, value)
     if kind == PATHS and len(value) > 1 and value[0] + value[-1] in ("[]", "{}"):
         return f"{key}={value[0]}{','.join(_item(part, value[0] == '{') for part in value[1:-1].split(','))}{value[-1]}"
     values = value.split(",") if sweep else [value]
     return f"{key}={','.join(_in_quotes(part) for part in values)}"
+
+
+def _kept_or_letters(found: re.Match[str], known: Mapping[str, Setting]) -> str:
+    """A ``${`` as it is where it names something of this config, else escaped: OmegaConf gives these letters back."""
+    from omegaconf import OmegaConf
+
+    slashes, resolver, section = found["slashes"], found["resolver"], found["section"]
+    escaped = len(slashes) % 2 == 1
+    if escaped or (resolver and OmegaConf.has_resolver(resolver)) or any(section == k.partition(".")[0] for k in known):
+        return found[0]
+    return f"{slashes}\\{found[0]}"  # twice as many and one, of which half are letters
 
 
 def _item(text: str, named: bool) -> str:
@@ -146,7 +165,7 @@ def _means_something(word: str, kind: str, sweep: bool) -> bool:
 
 
 def _check_references(key: str, value: str) -> None:
-    """Raise UserError for a ``${`` that is not the beginning of a reference to another setting."""
+    """Raise UserError for a reference to another setting that is cut short or out of form."""
     from omegaconf.errors import GrammarParseError
     from omegaconf.grammar_parser import parse
 
@@ -156,7 +175,7 @@ def _check_references(key: str, value: str) -> None:
         parse(value)
     except GrammarParseError as error:
         raise UserError(
-            f"{key}={value}: ${{key}} stands for another setting, and this is not the form; a path cannot hold ${{"
+            f"{key}={value}: ${{key}} stands for another setting, and this is not the form; \\${{ are these letters"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,15 @@ TYPED = sorted(
 LETTERS = st.sampled_from("~=[]{}(),:;'\"\\ #$%&*+-./@!?<>|^`aZ09_\tü猫\n") | st.characters(
     exclude_characters="\0", exclude_categories=("Cs",)
 )
-NAMES = st.text(LETTERS, min_size=1, max_size=12).filter(lambda text: "${" not in text and text != "???")
+PIECES = st.lists(
+    LETTERS | st.sampled_from(["${", "${b}", "${no.such}", "${or: this}", "\\\\${"]), min_size=1, max_size=12
+)
+NAMES = PIECES.map("".join).filter(lambda text: not escapes(text) and text != "???")
+
+
+def escapes(text: str) -> bool:
+    r"""Whether some ``${`` has an odd number of backslashes before it: the user's own way to say that it is letters."""
+    return re.search(r"(?<!\\)(\\\\)*\\\$\{", text) is not None
 
 
 def unquoted(text: str) -> bool:
@@ -75,11 +84,11 @@ def test_there_are_paths_in_every_command() -> None:
 
 
 def read_back(words: list[str], root: str) -> Callable[[str], Any]:
-    """What Hydra makes of overrides without composing the whole config: value by key."""
+    """What a config holds for overrides, by key: read by Hydra, looked up by OmegaConf; nothing is composed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(as_typed(words, root))
-    found = {override.key_or_group: override.value() for override in parsed}
+    found = {override.key_or_group: OmegaConf.create({"it": override.value()}).it for override in parsed}
     return found.__getitem__
 
 
@@ -122,6 +131,17 @@ def test_prompts_are_taken_as_typed(prompts: list[str]) -> None:
         ("run.dir=it's", "run.dir", "it's"),
         ("run.dir='a'b'", "run.dir", "'a'b'"),
         ("run.dir=${run.root}/b", "run.dir", "runs/b"),
+        ("run.dir=${ run.root }/b", "run.dir", "runs/b"),
+        ("run.dir=${run[root]}/b", "run.dir", "runs/b"),
+        ("run.dir='${run.root}/b, c'", "run.dir", "runs/b, c"),
+        ("run.dir=a/${oc.env:LETTERS}", "run.dir", "a/of the environment"),
+        (r"run.dir=\${run.root}/b", "run.dir", "${run.root}/b"),
+        ("run.dir=there/a${b}", "run.dir", "there/a${b}"),
+        ("run.dir='there/a${b}'", "run.dir", "there/a${b}"),
+        ("run.dir=a${b", "run.dir", "a${b"),
+        ("data.path=a${", "data.path", "a${"),
+        ("run.dir=${b}${run.root}${c:d}", "run.dir", "${b}runs${c:d}"),
+        ("rewards.remote.url=http://host/${b}", "rewards.remote.url", "http://host/${b}"),
         ("run.dir=1e3", "run.dir", "1e3"),
         ("run.dir=true", "run.dir", "true"),
         ("run.dir=[a]", "run.dir", "[a]"),
@@ -130,7 +150,10 @@ def test_prompts_are_taken_as_typed(prompts: list[str]) -> None:
         ("resume=auto", "resume.path", "auto"),
     ],
 )
-def test_words_that_keep_their_meaning(words: str, key: str, expected: str | None) -> None:
+def test_words_that_keep_their_meaning(
+    monkeypatch: pytest.MonkeyPatch, words: str, key: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("LETTERS", "of the environment")
     assert OmegaConf.select(compose([words]), key) == expected
 
 
@@ -139,13 +162,14 @@ def test_words_that_keep_their_meaning(words: str, key: str, expected: str | Non
     [
         ("adapters=runs/a,b", "runs/a,b"),
         ("adapters=[~/a, runs/b=1]", [f"{Path.home()}/a", "runs/b=1"]),
+        ("adapters=[a${b}, '${c}']", ["a${b}", "${c}"]),
         ("adapters=['runs/a,b','~/c']", ["runs/a,b", f"{Path.home()}/c"]),
         ("adapters={first: ~/a, second: runs/b}", {"first": f"{Path.home()}/a", "second": "runs/b"}),
     ],
 )
 def test_several_paths(words: str, expected: Any) -> None:
     found = compose([words], "evaluate").adapters
-    assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == expected
+    assert (OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found) == expected
 
 
 def test_the_paths_and_words_of_experts() -> None:
@@ -162,9 +186,9 @@ def test_the_paths_and_words_of_experts() -> None:
     [
         ("run.dir=", "run.dir=: expected a path, or null"),
         ("run.dir=~nobody_of_that_name/x", "run.dir=~nobody_of_that_name/x: there is no user 'nobody_of_that_name'"),
-        ("run.dir=${nope}", "run.dir: in a path, ${...} stands for another setting"),
-        ("run.dir=a${b", "run.dir=a${b: ${key} stands for another setting"),
-        ("data.path=a${", "data.path=a${: ${key} stands for another setting"),
+        ("run.dir=${run.nope}", "run.dir: in a path, ${...} stands for another setting"),
+        ("run.dir=a${run.root", "run.dir=a${run.root: ${key} stands for another setting, and this is not the form"),
+        ("data.path=a${run", "data.path=a${run: ${key} stands for another setting"),
     ],
 )
 def test_paths_that_cannot_be_meant(words: str, expected: str) -> None:
@@ -219,6 +243,9 @@ def test_sweeps_go_on_working(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert not (tmp_path / "~").exists(), "Hydra makes the folder of a sweep where the path says"
     jobs = swept(["data.path=x,'y,z'"], monkeypatch, tmp_path)
     assert [job["data"]["path"] for job in jobs] == ["x", "y,z"]
+    jobs = swept(["data.path=${b},'${c},d',${run.name}/e", "run.root=a${b}"], monkeypatch, tmp_path)
+    assert [job["data"]["path"] for job in jobs] == ["${b}", "${c},d", "run/e"]
+    assert {job["run"]["root"] for job in jobs} == {"a${b}"}
     jobs = swept(["run.seed=choice(1,2)", "run.dir='a,b'"], monkeypatch, tmp_path)
     assert [(job["run"]["seed"], job["run"]["dir"]) for job in jobs] == [(1, "a,b"), (2, "a,b")]
 
