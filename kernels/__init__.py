@@ -11,7 +11,7 @@ the same reason nothing in this package imports transformers.
 __version__ = "0.0.0"
 
 from kernels.backend import BACKENDS, BackendUnavailable, DecodeOperations, Operations, operations, resolve
-from kernels.head import guide
+from kernels.head import guide, guide_features
 from kernels.kl import ESTIMATORS, KL_NAMES, KlName, kl_estimate
 from kernels.objective import SURROGATES, Objective
 from kernels.one_pass import OnePass, one_pass_head
@@ -32,6 +32,7 @@ __all__ = [
     "Operations",
     "TokenStatistics",
     "guide",
+    "guide_features",
     "head_statistics",
     "kl_estimate",
     "one_pass_head",

@@ -67,11 +67,11 @@ def prepare_head(
         kl=kl,
         validate=validate,
     )
-    mixed = _mix_features(features, unconditional_features, guidance_scale, unconditional_grad)
+    mixed = guide_features(features, unconditional_features, guidance_scale, unconditional_grad)
     ref_mixed = None
     if ref_features is not None:
         with torch.no_grad():
-            ref_mixed = _mix_features(ref_features, ref_unconditional_features, guidance_scale, False)
+            ref_mixed = guide_features(ref_features, ref_unconditional_features, guidance_scale)
     return HeadInputs(mixed, weight, bias, ids, ref_mixed, ref_weight, ref_bias)
 
 
@@ -98,6 +98,16 @@ def mix(x: Tensor, unconditional: Tensor | None, scale: float, unconditional_gra
     if scale == 1.0 or unconditional is None:
         return x
     return guide(x, unconditional if unconditional_grad else unconditional.detach(), scale)
+
+
+def guide_features(x: Tensor, unconditional: Tensor | None, scale: float, unconditional_grad: bool = False) -> Tensor:
+    """What an affine head reads under guidance, x (..., F), mixed and rounded to the dtype of x.
+
+    The one place where guidance is mixed for a head, in training and in sampling: in half precision it rounds, and
+    mixing the logits instead would round otherwise, each branch's by up to half a unit times the guidance scale.
+    `x` itself where guidance is off; no gradient goes to `unconditional` unless `unconditional_grad`.
+    """
+    return mix(x, unconditional, scale, unconditional_grad).to(x.dtype)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -144,8 +154,3 @@ class HeadGradient:
             None if self.weight is None else self.weight.to(weight.dtype),
             None if self.bias is None or bias is None else self.bias.to(bias.dtype),
         )
-
-
-def _mix_features(x: Tensor, unconditional: Tensor | None, scale: float, unconditional_grad: bool) -> Tensor:
-    """As `mix`, back in the features' dtype: the head's matrix product runs in that."""
-    return mix(x, unconditional, scale, unconditional_grad).to(x.dtype)

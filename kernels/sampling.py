@@ -53,8 +53,9 @@ def sample_tokens(
     """Draw one token a row by inverse CDF; a token of probability zero is never drawn.
 
     logits (N, V) floating, finite; uniform (N,) float64 in [0, 1); unconditional (N, V), needed unless
-    `guidance_scale` is 1 and then unused. A row's result depends on that row alone; where a logit is NaN, so is the
-    row's log-prob, and its id is somewhere in [0, V).
+    `guidance_scale` is 1 and then unused. A scale of 0 draws from `unconditional` to the bit: logits that are guided
+    already go there, with those of the conditional branch as `logits`. A row's result depends on that row alone; where
+    a logit is NaN, so is the row's log-prob, and its id is somewhere in [0, V).
 
     `top_k` keeps the k most probable tokens and all that tie with the k-th. `top_p`, in (0, 1], keeps the nucleus
     (arXiv 1904.09751): the most probable tokens down to the one with which their mass reaches p of the whole, and all

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import operations
+from kernels import guide_features, operations
 from src.policies.base import CapturableDecoder, Decoder
 from src.rollout.graph import Capture, Step
 from src.rollout.sampling import draw
@@ -92,10 +92,15 @@ class TokenStep:
 
     def _draw(self, features: Tensor) -> None:
         rows, end_id, place = self.shape.rows, self.shape.end_id, self._place
-        logits = self._head(features)
-        guided = self.unconditional_features is not None
+        sampling, guided = self.shape.sampling, self.unconditional_features is not None
+        if guided:
+            # Mixed where training mixes. The conditional branch goes along: unguided training needs its log-probs.
+            mixed = guide_features(features[:rows], features[rows:], sampling.guidance_scale)
+            logits = self._head(torch.cat([mixed, features[:rows]]))
+        else:
+            logits = self._head(features)
         uniform = self._noise.index_select(1, place).squeeze(1)
-        chosen = draw(logits[:rows], logits[rows:] if guided else None, uniform, self.shape.sampling, self._sample)
+        chosen = draw(logits[:rows], logits[rows:] if guided else None, uniform, sampling, self._sample)
         ids = chosen.ids
         if end_id is not None:
             ids = ids.masked_fill(~self._running, end_id)

@@ -20,6 +20,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.7},
     {"guidance_scale": 5.0},
     {"guidance_scale": 0.3, "temperature": 1.7},
+    {"guidance_scale": 0.0, "temperature": 0.9},
     {"top_k": 4},
     {"top_p": 0.6},
     {"guidance_scale": 1.5, "temperature": 0.9, "top_k": 6, "top_p": 0.8},

@@ -179,6 +179,20 @@ def test_equal_logits_are_uniform() -> None:
         torch.testing.assert_close(drawn.entropy, torch.full((500,), math.log(250)))
 
 
+@pytest.mark.parametrize("setting", [{}, {"temperature": 0.7, "top_k": 6, "top_p": 0.8}], ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_of_zero_draws_from_the_second_logits_to_the_bit(dtype: torch.dtype, setting: dict[str, Any]) -> None:
+    case = inputs(40, 33, dtype=dtype)
+    c, guided, uniform = case["logits"], case["unconditional"], case["uniform"]
+    for logp_of in ("sampled", "full"):
+        drawn = sample_tokens(c, uniform, unconditional=guided, guidance_scale=0.0, **setting, logp_of=logp_of)
+        alone = sample_tokens(guided, uniform, **setting, logp_of=logp_of)
+        for name in ("ids", "logp", "entropy"):
+            assert torch.equal(getattr(drawn, name), getattr(alone, name)), name
+        conditional = (c.double() / setting.get("temperature", 1.0)).log_softmax(-1).gather(1, drawn.ids[:, None])
+        torch.testing.assert_close(drawn.conditional_logp.double(), conditional[:, 0], rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=name_of)
 def test_a_row_does_not_depend_on_its_neighbours(setting: dict[str, Any]) -> None:
     case, other = inputs(6, 33), inputs(6, 33, seed=9)

@@ -16,7 +16,7 @@ from src.rollout.decode import decode
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import group_keys, uniforms
 from src.rollout.rows import row_limit, spans
-from src.training.statistics import level_statistics
+from src.training.statistics import level_statistics, score_level
 from src.values import IMAGE, PLAN, Sampling, TokenContext
 from tests.policies.tiny import exact_norms, exact_policy, tiny_janus, tiny_policy
 from tests.policies.toy import ToyPolicy
@@ -24,6 +24,7 @@ from tests.policies.toy import ToyPolicy
 PROMPTS = ("a red circle", "two blue square left of a green circle", "one triangle .")
 GUIDED = RolloutSettings(plan=Sampling(0.8), image=Sampling(0.9, 3.0), max_plan_tokens=12)
 PLAIN = RolloutSettings(plan=Sampling(), image=Sampling(), max_plan_tokens=12)
+STRONG = replace(PLAIN, image=Sampling(1.0, 5.0))
 GROUP = 4
 # Float64 policies; log-probs are kept in float32, and one last place may tip over.
 KEPT = 2.0**-23
@@ -109,20 +110,22 @@ def test_rollout_log_probs_are_trainings(merge: bool | None, settings: RolloutSe
     assert (mismatch(policy, level, rollouts) / tokens.rollout_logp[tokens.mask]).abs().max() < KEPT
 
 
-@pytest.mark.parametrize("level", [PLAN, IMAGE])
-def test_in_bfloat16_they_differ_by_its_rounding_alone(level: str) -> None:
+@pytest.mark.parametrize("rows", [None, 5, 1])
+@pytest.mark.parametrize(("settings", "level"), [(PLAIN, PLAN), (PLAIN, IMAGE), (STRONG, IMAGE)])
+def test_in_bfloat16_they_differ_by_its_rounding_alone(settings: RolloutSettings, level: str, rows: int | None) -> None:
     """Both are 8-bit mantissas' roundings of one number: no farther apart than training is from float32, 1.5 times.
 
+    However many rows are decoded at once: that may change which tokens are drawn, never whose log-probs are kept.
     The weights of this model are far larger than a trained one's, so that tokens differ; the rounding is, too.
     """
-    policy = tiny_policy(dtype=torch.bfloat16)
-    rollouts = rolled(policy, PLAIN)
+    policy, ops = tiny_policy(dtype=torch.bfloat16), operations("torch", "cpu")
+    rollouts = rolled(policy, replace(settings, max_rows=rows))
     error = mismatch(policy, level, rollouts)
     tokens = rollouts.levels[level]
     coarse = policy({level: tokens})[level]
     with torch.no_grad():
-        trained = level_statistics(operations("torch", "cpu"), coarse, tokens, guided=True).logp
-        exact = level_statistics(operations("torch", "cpu"), policy.float()({level: tokens})[level], tokens, True).logp
+        trained = level_statistics(ops, coarse, tokens, guided=True).logp
+        exact = score_level(ops, policy.float().decoder(), level, tokens, guided=True).logp
     rounding = (trained - exact)[tokens.mask].abs()
     assert rounding.mean() > 1e-3, "bf16 shall be what is tested here"
     assert error.abs().mean() < 1.5 * rounding.mean()

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical
 
+from kernels import guide
 from src.rollout.sampling import draw
 from src.values import Sampling
 
 LAST_UNIFORM = 1.0 - 2.0**-53  # the largest float64 below 1
 
 
-def exact(c: Tensor, u: Tensor | None, sampling: Sampling) -> Categorical:
+def exact(logits: Tensor, sampling: Sampling) -> Categorical:
     """The distribution over the whole vocabulary, written out in float64."""
-    mixed = c.double() if u is None else u.double() + sampling.guidance_scale * (c.double() - u.double())
-    return Categorical(logits=mixed / sampling.temperature)
+    return Categorical(logits=logits.double() / sampling.temperature)
 
 
 @given(
@@ -34,9 +34,9 @@ def test_log_probs_are_those_of_the_whole_vocabulary(
 ) -> None:
     c, u = torch.tensor([values]), torch.tensor([values[::-1]])
     sampling = Sampling(tau, scale, top_k, top_p)
-    other = u if sampling.guided else None
-    result = draw(c, other, torch.tensor([uniform], dtype=torch.float64), sampling)
-    whole, plain = exact(c, other, sampling), exact(c, None, sampling)
+    logits = guide(c, u, scale)
+    result = draw(logits, c if sampling.guided else None, torch.tensor([uniform], dtype=torch.float64), sampling)
+    whole, plain = exact(logits, sampling), exact(c, sampling)
     assert result.ids.dtype == torch.int64
     assert result.logp.dtype == result.conditional_logp.dtype == torch.float32
     torch.testing.assert_close(result.logp.double(), whole.log_prob(result.ids), atol=1e-6, rtol=1e-6)
@@ -60,4 +60,5 @@ def test_what_is_drawn_from(sampling: Sampling, tokens: list[int]) -> None:
     c = torch.tensor([0.2, 0.3, 0.1, 0.4]).log().expand(200, -1)
     u = torch.tensor([0.05, 0.3, 0.25, 0.4]).log().expand(200, -1)  # token 0 gains most of guidance
     grid = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
-    assert draw(c, u if sampling.guided else None, grid, sampling).ids.unique().tolist() == tokens
+    drawn = draw(guide(c, u, sampling.guidance_scale), c if sampling.guided else None, grid, sampling)
+    assert drawn.ids.unique().tolist() == tokens
