@@ -23,7 +23,7 @@ from src.images import to_image
 
 PARTIAL = ".partial"  # inside of the output, so that a rename stays on one file system; gone at the end
 # (prompts, seeds) -> a picture each: a PIL image, or pixels (3, H, W) in [0, 1]. The same seed and prompt should give
-# the same picture whatever stands beside them.
+# the same picture whatever stands beside them, up to rounding.
 Paint = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image | Tensor]]
 
 

@@ -22,7 +22,8 @@ from src.values import LevelOutput, LinearHead, TokenContext, TokenLevel
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How rollouts are computed. Each switch works alone, and none changes what is sampled (beyond rounding).
+    """How rollouts are computed. Each switch works alone, and none changes what is sampled beyond rounding,
+    which in bf16 may be another token.
 
     kernels: auto | triton | torch, whose operations a decode step is made of.
     graph: capture the one-token step as a CUDA graph and replay it; None: on a GPU.

@@ -39,7 +39,8 @@ def decode(
         noise: uniforms (N, T) float64.
         unconditional: context of the guidance branch, needed if `sampling` is guided.
         end_id: the token that ends a row (counted in the mask); None: every row gets T tokens.
-        max_rows: rows decoded at once, which changes none of them; None: what the decoder has memory for.
+        max_rows: rows decoded at once, which changes their rounding alone (see `RolloutSettings`); None: what the
+            decoder has memory for.
 
     Returns:
         The level; where rows end early it is cut to the longest row. Tokens behind a row's end are `end_id`.

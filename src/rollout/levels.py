@@ -18,7 +18,8 @@ from src.values import IMAGE, PLAN, Sampling, TokenLevel
 class RolloutSettings:
     """How rollouts are sampled; `max_plan_tokens` counts the end token.
 
-    max_rows: rollouts decoded at once, which changes none of them; None: what the device has memory for.
+    max_rows: rollouts decoded at once, which changes their rounding alone: no token in float32, tokens in bf16. 1: each
+    alone, so that no bit depends on the others. None: what the device has memory for.
     """
 
     plan: Sampling

@@ -1,8 +1,10 @@
 """Keyed noise: the uniform of a token is a pure function of where the token stands in the run.
 
 The key is (run seed, stream, step, position of the prompt in the global batch, rollout, level, place).
-Batch composition, microbatch, rank and backend never enter, so that a rollout does not change with its
-neighbours, one rank and two sample the same, and a resumed run re-rolls identically.
+Batch composition, microbatch, rank and backend never enter: the noise of a rollout does not change with its
+neighbours nor with the number of ranks, and a resumed run draws the same. What the noise meets are the model's
+probabilities, whose rounding may depend on how many rows are decoded at once: docs/ARCHITECTURE.md says where that
+changes tokens.
 """
 
 from __future__ import annotations
