@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from src.comparison.curves import mean_series
-from src.comparison.folders import read_run
-from src.comparison.records import by_prompt
+from src.compare.curves import mean_series
+from src.compare.folders import read_run
+from src.compare.records import by_prompt
 from src.intervals import Estimate, over_seeds, paired_difference
-from src.training.run_folder import RunFolder
+from src.runs.folder import RunFolder
 
 Arms = Mapping[str, Sequence[Path]]
 FIGURE = "all_correct"

@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 
 from experiments.report import report
-from src.training.run_folder import RunFolder, write_json
+from src.runs.folder import RunFolder, write_json
 
 # Every run of every study, unless its arm says otherwise: shorter than the main job, fewer validations.
 COMMON = ("experiment=bicot_lora", "evaluation.every=25", "evaluation.validation_prompts=64", "checkpoint.every=25")

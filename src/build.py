@@ -15,21 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
 from src.algorithms.kl import needs_reference, needs_reference_logits
-from src.allowed_targets import check_part, factory
-from src.config import UserError
-from src.masking import MASK, masked_keys
-from src.memory import StepCut
+from src.config.allowed_targets import check_part, factory
+from src.config.errors import UserError
+from src.config.masking import MASK, masked_keys
 from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
 from src.rewards.base import RewardError, RewardExpert
 from src.rewards.coverage import check_covered
 from src.rewards.coverage import silent_experts as silent_rewards
 from src.rewards.ensemble import RewardEnsemble
-from src.rewards.experts import OFFLOAD, LocalExperts
+from src.rewards.local import OFFLOAD, LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, is_loopback
 from src.rollout.levels import RolloutSettings
 from src.training.collect import CollectSettings
 from src.training.entropy_control import EntropySettings
-from src.training.evaluation import EvaluationSettings
+from src.training.held_out import EvaluationSettings
+from src.training.memory import StepCut
 from src.training.module import BiCoTModule, OptimSettings
 from src.training.update import UpdateSettings
 from src.values import Sampling

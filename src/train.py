@@ -6,13 +6,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from src import cli
+from src.cli import command as cli
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from src.resume import Choice
-    from src.training.run_folder import RunFolder
+    from src.runs.folder import RunFolder
+    from src.runs.resume import Choice
 
 STARTED = time.time()
 EXIT_FAILED = 1
@@ -24,22 +24,22 @@ def train(config: DictConfig) -> int:
     0 done; 1 stopped by a fault that the message names (a reward or loss that is no number, want of memory, a full
     disk, a rank that died); 130 / 143 interrupted with everything saved. The watchdog ends the process with 124.
     """
-    from src.run_place import placed
+    from src.runs.place import placed
 
     with placed(config, STARTED) as choice:
         return _train(config, choice)
 
 
 def _train(config: DictConfig, choice: Choice) -> int:
-    from src.masking import masked_text
-    from src.resume import sound_checkpoint
+    from src.config.masking import masked_text
     from src.rewards.base import RewardError
-    from src.session import Session
+    from src.runs.resume import sound_checkpoint
+    from src.runs.sound_files import CannotSave, DamagedFile
     from src.training.callbacks import StopRequested
     from src.training.collect import NonFiniteError
     from src.training.out_of_memory import SMALLER_ROLLOUT, DoesNotFit, memory_told
     from src.training.rank_watch import RankLost
-    from src.training.sound_files import CannotSave, DamagedFile
+    from src.training.session import Session
 
     folder = choice.folder
     checkpoint = None if choice.checkpoint is None else sound_checkpoint(folder, choice.checkpoint)
@@ -68,7 +68,7 @@ def _train(config: DictConfig, choice: Choice) -> int:
 
 def _started() -> float:
     """When the run began: with the process, its imports included; a sweep's later jobs when their turn came."""
-    from src.sweep import job_number
+    from src.runs.launched import job_number
 
     return time.time() if job_number() else STARTED
 

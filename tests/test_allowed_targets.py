@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from src import build, cli
-from src.allowed_targets import check_config, check_hydra, check_part, check_plugins, factory
-from src.cli import compose
-from src.config import UserError
-from src.config_entries import ROOT_SCHEMAS
-from src.factories import SLOTS, makes
-from src.rewards.shapes_judge import ShapesJudge
+from src import build
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.config.allowed_targets import check_config, check_hydra, check_part, check_plugins, factory
+from src.config.commands import ROOT_SCHEMAS
+from src.config.errors import UserError
+from src.config.factories import SLOTS, makes
+from src.rewards.experts.shapes_judge import ShapesJudge
 
 BOOBY_TRAP = """
 from pathlib import Path
@@ -27,7 +28,7 @@ Path({mark!r}).write_text("imported")
 from os import system
 from my_partner.deep import Expert
 import os
-from src.factories import makes
+from src.config.factories import makes
 from src.rewards.base import RewardExpert
 
 class Own(RewardExpert):
@@ -77,12 +78,12 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     "target",
     [
         *("os.system", "builtins.exec", "subprocess.Popen", "srcs.data.X", "src", "src.train.train"),
-        *("lightning.Trainer", "src.training.run_folder.write_text", "src.data", "src.data.module", "torch.load"),
+        *("lightning.Trainer", "src.runs.folder.write_text", "src.data", "src.data.module", "torch.load"),
         *("src.data.module.torch.load", "src.loggers.writer_process.subprocess.Popen", "src.loggers.store.os.system"),
-        *("src.policies.load.load_janus.__globals__", "src.config.__builtins__", "src.data.lines.KINDS"),
+        *("src.policies.load.load_janus.__globals__", "src.config.schema.__builtins__", "src.data.lines.KINDS"),
         *("src.policies.load.Path", "src.rewards.base.RewardExpert", "src.rewards.base.RewardExpert.__subclasses__"),
         *("", ".", "src..data", ".src.data.X", "src.data.module.", "src.data.X()", "src.data/../os", "src.data.\0x"),
-        *("src.rewards.shapes_judge.ShapesJudge.load_state_dict", "src.data.splits.json.load"),
+        *("src.rewards.experts.shapes_judge.ShapesJudge.load_state_dict", "src.data.splits.json.load"),
         *("src.policies.export._copy_rest", "src.policies.export.write_merged", "src.policies.janus.JanusPolicy"),
         *("src.loggers.mlflow_logger.start_parent", "lightning.pytorch.loggers.csv_logs.ExperimentWriter"),
         *("src.data.module.PromptDataModule", " src.policies.load.load_janus", "src.policies.load.load_janus\n"),
@@ -324,7 +325,7 @@ def test_hydras_own_launchers_are_allowed() -> None:
 
 def test_a_run_folders_config_names_no_code_of_its_own(trap: Path, tmp_path: Path) -> None:
     """A run that somebody else made: its `plugins` do not count, those on the command line do."""
-    from src.generate import choose_model
+    from src.trained import choose_model
 
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)

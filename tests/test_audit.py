@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from src.config import ROOT
+from src.config.schema import ROOT
 
 pytest.importorskip("nox")
 

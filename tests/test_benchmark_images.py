@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src import benchmark_images, cli
-from src.benchmarks import writer
+from src.benchmark_images import command as benchmark_images
+from src.benchmark_images import writer
+from src.cli import command as cli
 from tests.benchmarks.prompts import COPIES
 from tests.tiny_run import lora_run
 
@@ -120,7 +121,7 @@ def test_wrong_input_is_one_message_before_any_weight_is_read(
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("src.generate.load_policy", lambda chosen: pytest.fail("weights were read"))
+    monkeypatch.setattr("src.trained.load_policy", lambda chosen: pytest.fail("weights were read"))
     COPIES["geneval"](tmp_path / "copy")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/mine.txt").touch()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.best_of import BestOf, check_best_of
-from src.config import UserError
+from src.config.errors import UserError
+from src.generate.best_of import BestOf, check_best_of
 
 SCORES = st.one_of(st.none(), st.sampled_from([-1.0, 0.0, 0.25, 1.0]))
 

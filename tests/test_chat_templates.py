@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from src.chat_templates import PROBE, TemplateError, flatten
+from src.text.chat_templates import PROBE, TemplateError, flatten
 from tests.policies.tiny import tiny_tokenizer
 
 

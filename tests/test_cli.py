@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from src import cli
-from src.config import CONFIGS, ROOT, UserError
+from src.cli import command as cli
+from src.config.errors import UserError
+from src.config.schema import CONFIGS, ROOT
 from src.train import COMMAND
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src import cli
 from src.build import plain
-from src.compare import COMMAND
+from src.cli import command as cli
+from src.compare.command import COMMAND
 from src.loggers.facts import RunFacts, run_parameters
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
-from src.training.run_folder import RunFolder
+from src.runs.folder import RunFolder
 from tests.comparison.runs import write_run
 from tests.tiny_run import run_config
 

@@ -1,4 +1,4 @@
-"""The two clashes `src.compat` mends, each provoked with stand-ins, so that the tests hold on every machine."""
+"""The two clashes `src.cli.compat` mends, each provoked with stand-ins, so that the tests hold on every machine."""
 
 from __future__ import annotations
 

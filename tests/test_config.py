@@ -10,10 +10,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.build import build_policy, engine_settings, rollout_settings
-from src.cli import compose
-from src.config import CONFIGS, ROOT, EngineConfig, UserError
-from src.config_checks import CHECKS, validate
-from src.config_entries import ROOT_SCHEMAS
+from src.cli.compose import compose
+from src.config.checks import CHECKS, validate
+from src.config.commands import ROOT_SCHEMAS
+from src.config.errors import UserError
+from src.config.schema import CONFIGS, ROOT, EngineConfig
 from src.policies.base import EngineSettings
 from src.values import Sampling
 

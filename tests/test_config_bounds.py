@@ -9,12 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.base import Container
 
-from src import cli
-from src.cli import compose
-from src.config import UserError
-from src.interpolation_bounds import MAX_CHAIN, MAX_LOOKUPS, bounded
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.config.errors import UserError
+from src.config.interpolation_bounds import MAX_CHAIN, MAX_LOOKUPS, bounded
+from src.config.yaml_bounds import check_yaml
 from src.train import COMMAND
-from src.yaml_bounds import check_yaml
 from tests.test_run_config import aliases
 
 EXPERTS = "rewards:\n  experts:\n    a0: xx\n"

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src import evaluate
 from src.data.splits import read_prompt_file
-from src.evaluation.samples import STREAM
+from src.evaluate import command as evaluate
+from src.evaluate.samples import STREAM
 from src.shapes.judge import judge
 from tests.conftest import ROOT
 from tests.tiny_run import full_run, lora_run, run_config
@@ -98,7 +98,8 @@ def test_the_base_has_the_figures_of_the_runs_own_report(compared: Path) -> None
 
 def test_the_trained_models_have_the_figures_of_their_policies_loaded_alone(compared: Path) -> None:
     """Adapters switched on one base, and weights lent to it, against a policy that has nothing else in it."""
-    from src import build, generate
+    from src import build
+    from src.generate import command as generate
     from src.rollout.levels import roll_out
     from src.rollout.noise import RolloutKey
 
@@ -123,7 +124,7 @@ def test_the_trained_models_have_the_figures_of_their_policies_loaded_alone(comp
 
 
 def png(pixels: torch.Tensor, folder: Path) -> bytes:
-    from src.generate import save_png
+    from src.generate.command import save_png
 
     save_png(folder / "one.png", pixels.cpu())
     return (folder / "one.png").read_bytes()
@@ -200,7 +201,7 @@ def test_an_expert_that_always_fails_leaves_nothing_behind(
     def fails(*_: Any) -> Any:
         raise RuntimeError("broke")
 
-    monkeypatch.setattr("src.rewards.shapes_judge.ShapesJudge.score", fails)
+    monkeypatch.setattr("src.rewards.experts.shapes_judge.ShapesJudge.score", fails)
     asked = ("prompts=two green squares", "rewards=shapes", f"rewards.on_error={on_error}", "n=1")
     assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 1
     told = capsys.readouterr().err.strip()
@@ -212,7 +213,7 @@ def test_an_expert_that_always_fails_leaves_nothing_behind(
 def test_pictures_an_expert_fails_on_are_left_out_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src.rewards.shapes_judge import ShapesJudge
+    from src.rewards.experts.shapes_judge import ShapesJudge
 
     good = ShapesJudge.score
 
@@ -334,7 +335,7 @@ def test_an_interrupt_leaves_nothing_behind(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("src.evaluation.report_html.report", interrupted)
+    monkeypatch.setattr("src.evaluate.report_html.report", interrupted)
     asked = ("prompts=two green squares", "rewards=shapes", "n=1", "max_prompts=1")
     assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"

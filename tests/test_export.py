@@ -16,16 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src import build, cli
+from src import build
 from src.build import rollout_settings
-from src.config import UserError
-from src.export import COMMAND
+from src.cli import command as cli
+from src.config.errors import UserError
+from src.export.command import COMMAND
 from src.policies.export import load_base, merge_layers
 from src.policies.lora import LoraSettings, attach_lora
 from src.rollout.levels import roll_out
 from src.rollout.noise import RolloutKey
-from src.training.run_folder import RunFolder, write_text
-from src.training.sound_files import write_whole
+from src.runs.folder import RunFolder, write_text
+from src.runs.sound_files import write_whole
 from src.values import LEVELS
 from tests.tiny_run import default_config, full_run, lora_run, run_config, trained_policy
 

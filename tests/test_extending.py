@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config import ROOT
+from src.config.schema import ROOT
 
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
 SHORT = (
@@ -62,8 +62,8 @@ def test_the_command_line_as_written(outside: Path) -> None:
 
 
 def test_the_policy_function_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.allowed_targets import factory
-    from src.config import UserError
+    from src.config.allowed_targets import factory
+    from src.config.errors import UserError
 
     (tmp_path / "my_models").mkdir()
     text = example("my_models/policy.py")

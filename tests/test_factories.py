@@ -13,24 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from src import algorithms, factories
-from src.allowed_targets import check_config, check_part, factory
-from src.config import UserError
-from src.factories import SLOTS
+from src import algorithms
+from src.config import factories
+from src.config.allowed_targets import check_config, check_part, factory
+from src.config.errors import UserError
+from src.config.factories import SLOTS
 from tests.conftest import ROOT
 
 INVENTORY: dict[str, set[str]] = {
     "model": {"src.policies.load.load_janus"},
     "data": {"src.data.module.PromptDataModule"},
     "expert": {
-        "src.rewards.aesthetic.Aesthetic",
-        "src.rewards.clip_score.ClipScore",
-        "src.rewards.detector.Detector",
-        "src.rewards.git_vqa.GitVqa",
-        "src.rewards.hps.HPS",
-        "src.rewards.orm.ORM",
-        "src.rewards.shapes_judge.ShapesJudge",
-        "src.rewards.vlm_judge.VLMJudge",
+        "src.rewards.experts.aesthetic.Aesthetic",
+        "src.rewards.experts.clip_score.ClipScore",
+        "src.rewards.experts.detector.Detector",
+        "src.rewards.experts.git_vqa.GitVqa",
+        "src.rewards.experts.hps.HPS",
+        "src.rewards.experts.orm.ORM",
+        "src.rewards.experts.shapes_judge.ShapesJudge",
+        "src.rewards.experts.vlm_judge.VLMJudge",
     },
     "logger": {
         "src.loggers.mlflow_logger.MLflowLogger",
@@ -57,7 +58,7 @@ INVENTORY: dict[str, set[str]] = {
     "callback": set(),
 }
 # (slot, setting): what may be called inside of a part's settings.
-NESTED = {("expert", "sizes"): "src.rewards.clip_layout.ClipSizes"}
+NESTED = {("expert", "sizes"): "src.rewards.vision.clip_layout.ClipSizes"}
 # `algorithm.name` imports src.algorithms.variants.<name>.
 VARIANTS = {"cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce_pp", "reinforce_pp_baseline", "rloo"}
 
@@ -171,16 +172,16 @@ def test_every_factory_is_there(slot: str, target: str) -> None:
 
 
 def test_a_nested_factory_is_called_where_its_slot_says_so() -> None:
-    from src.rewards.clip_layout import ClipSizes
+    from src.rewards.vision.clip_layout import ClipSizes
     from tests.rewards.tiny_experts.hps import SIZES
 
     values = {name: getattr(SIZES, name) for name in ClipSizes.__dataclass_fields__}
-    sizes = {"_target_": "src.rewards.clip_layout.ClipSizes", **values}
-    node = {"_target_": "src.rewards.hps.HPS", "sizes": sizes}
+    sizes = {"_target_": "src.rewards.vision.clip_layout.ClipSizes", **values}
+    node = {"_target_": "src.rewards.experts.hps.HPS", "sizes": sizes}
     check_config({"rewards": {"experts": {"x": node}}})
     assert factory(node, "expert", (), "key")[1] == {"sizes": SIZES}
     for wrong in (
-        {**node, "sizes": {"_target_": "src.rewards.hps.HPS"}},
+        {**node, "sizes": {"_target_": "src.rewards.experts.hps.HPS"}},
         {**node, "sizes": {**sizes, "embedding": sizes}},
         {**node, "sizes": [sizes]},
         {**node, "path": sizes},
@@ -193,10 +194,10 @@ def test_a_nested_factory_is_called_where_its_slot_says_so() -> None:
 
 
 def test_a_factory_that_moved_is_found_by_its_path_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.cli import compose
-    from src.rewards.shapes_judge import ShapesJudge
+    from src.cli.compose import compose
+    from src.rewards.experts.shapes_judge import ShapesJudge
 
-    monkeypatch.setitem(factories.MOVED, "src.rewards.old.Judge", "src.rewards.shapes_judge.ShapesJudge")
+    monkeypatch.setitem(factories.MOVED, "src.rewards.old.Judge", "src.rewards.experts.shapes_judge.ShapesJudge")
     monkeypatch.setitem(factories.MOVED, "src.old.load", "src.policies.load.load_janus")
     assert factory({"_target_": "src.rewards.old.Judge"}, "expert", (), "key") == (ShapesJudge, {})
     # The schema's keys are checked under the old path, too.
@@ -208,7 +209,7 @@ def test_a_factory_that_moved_is_found_by_its_path_of_before(monkeypatch: pytest
 def test_every_yaml_of_the_checkout_names_what_its_slot_allows() -> None:
     from omegaconf import OmegaConf
 
-    from src.config import CONFIGS
+    from src.config.schema import CONFIGS
 
     seen = 0
     for group, slot in (("model", "model"), ("data", "data"), ("logger", "logger"), ("rewards", "expert")):

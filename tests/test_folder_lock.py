@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from src import folder_lock
-from src.config import UserError
-from src.folder_lock import LOCK, owned, owner
+from src.config.errors import UserError
+from src.runs import folder_lock
+from src.runs.folder_lock import LOCK, owned, owner
 from tests.conftest import ROOT
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from src.folder_lock import owned
+from src.runs.folder_lock import owned
 with owned(Path(sys.argv[1]), "run.dir=x"):
     print("mine", flush=True)
     time.sleep(60)

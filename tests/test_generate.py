@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from src import generate
-from src.generate import rollout_key
-from src.png_metadata import KEYS, read_png
-from src.prompt_source import PromptSource, read_prompts, take_out
+from src.cli.prompt_source import PromptSource, read_prompts, take_out
+from src.generate import command as generate
+from src.images import KEYS, read_png
+from src.rollout.noise import rollout_key
 from src.shapes.judge import judge
 from src.values import PromptRecord
 from tests.conftest import ROOT

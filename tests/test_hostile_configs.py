@@ -13,8 +13,16 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from src import benchmark_images, cli, compare, evaluate, export, generate, serve_rewards, train, upload_metrics
-from src.prompt_source import PromptSource
+from src import train
+from src.benchmark_images import command as benchmark_images
+from src.cli import command as cli
+from src.cli.prompt_source import PromptSource
+from src.compare import command as compare
+from src.evaluate import command as evaluate
+from src.export import command as export
+from src.generate import command as generate
+from src.serve_rewards import command as serve_rewards
+from src.upload_metrics import command as upload_metrics
 from tests.conftest import ROOT
 from tests.tiny_run import SHORT, lora_run
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from src import cli
-from src.export import Source, refuse_links
+from src.cli import command as cli
+from src.export.command import refuse_links
 from src.train import COMMAND as TRAIN
+from src.trained import Source
 from tests.conftest import ROOT
 from tests.test_run_config import aliases
 from tests.tiny_run import SHORT, lora_run
@@ -258,7 +259,7 @@ def test_an_export_that_is_sent_takes_no_other_file_along(
     ((folder / "adapter") if where == "adapter" else base).joinpath("notes.txt").symlink_to(secret)
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_user_alone")
     sent: list[Path] = []
-    monkeypatch.setattr("src.export.push", lambda out, *_: sent.append(out) or "")
+    monkeypatch.setattr("src.export.command.push", lambda out, *_: sent.append(out) or "")
     assert run("export", folder, monkeypatch, "merge=true", "push_to_hub=true", "repo=me/x") == cli.EXIT_WRONG_INPUT
     assert f"{'adapter' if where == 'adapter' else 'base'}/notes.txt: is a link out of" in capsys.readouterr().err
     assert sent == []

@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src import cli, evaluate, generate
-from src.cli import compose
-from src.export import COMMAND as EXPORT
-from src.generate import choose_model, load_policy
-from src.loaded import reference_note
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.evaluate import command as evaluate
+from src.export.command import COMMAND as EXPORT
+from src.generate import command as generate
 from src.policies import agreement
 from src.policies.agreement import Disagreement
-from src.training.sound_files import checksum_path
+from src.policies.loaded import reference_note
+from src.runs.sound_files import checksum_path
+from src.trained import choose_model, load_policy
 from tests.policies.adapters import HONOURED, REFUSED, write_adapter
 from tests.tiny_run import default_config, full_run, lora_run
 from tests.training.runs import (
@@ -80,7 +82,7 @@ def test_a_command_stops_where_paths_differ(
 
 def test_the_demo_loads_as_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so does the painting of benchmarks: both call `load_policy`."""
-    from src.config import UserError
+    from src.config.errors import UserError
 
     def differ(*_: Any) -> None:
         raise Disagreement("the paths differ")

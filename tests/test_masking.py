@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from src import build, cli, masking
-from src.cli import compose
-from src.config import ROOT, UserError
+from src import build
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.config import masking
+from src.config.errors import UserError
+from src.config.masking import MASK, is_secret_name, learn, masked, masked_keys, masked_text
+from src.config.schema import ROOT
 from src.loggers.mlflow_journal import Journal, read_journal
 from src.loggers.store import noted_uri
-from src.masking import MASK, is_secret_name, learn, masked, masked_keys, masked_text
-from src.training.run_folder import RunFolder
+from src.runs.folder import RunFolder
 from tests.training.runs import overrides, write_world
 
 PLANTED = "pl4nted-Sup3rSecret"

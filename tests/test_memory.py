@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.memory import (
+from src.policies.sizes import model_sizes
+from src.rollout.levels import RolloutSettings, roll_out
+from src.rollout.noise import group_keys
+from src.training.memory import (
     GIB,
     MemoryEstimate,
     ModelSizes,
@@ -27,10 +30,7 @@ from src.memory import (
     reference_bytes,
     rollout_bytes,
 )
-from src.policies.sizes import model_sizes
-from src.rollout.levels import RolloutSettings, roll_out
-from src.rollout.noise import group_keys
-from src.training.statistics import level_statistics, score_level
+from src.training.token_statistics import level_statistics, score_level
 from src.values import IMAGE, LEVELS, PLAN, LevelOutput, Sampling, TokenContext, TokenLevel
 from tests.memory_meter import AliveBytes, attention_as_on_a_gpu, kept_for_backward, storage_bytes
 from tests.policies.published import published_policy

@@ -14,9 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from src import cli
-from src.export import COMMAND
-from src.model_card import CardFacts, front_matter, hub_name, scores, wilson
+from src.cli import command as cli
+from src.export.command import COMMAND
+from src.export.model_card import CardFacts, front_matter, hub_name, scores, wilson
 from tests.tiny_run import lora_run
 
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')\n"  # what the wheel built for CUDA says

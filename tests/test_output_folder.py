@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from src import compare, evaluate, export, generate
-from src.config import UserError
-from src.output_folder import check_free, new_folder, replaced_whole, written_whole
+from src.compare import command as compare
+from src.config.errors import UserError
+from src.evaluate import command as evaluate
+from src.export import command as export
+from src.generate import command as generate
+from src.runs.output_folder import check_free, new_folder, replaced_whole, written_whole
 
 OWN = ("images", "*.json")
 

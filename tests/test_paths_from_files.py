@@ -13,17 +13,17 @@ import pytest
 from safetensors.torch import save_file
 from torch import zeros
 
-from src.cli import compose
-from src.config import UserError
-from src.contestants import Contestant
-from src.export import locate_source
+from src.cli.compose import compose
+from src.config.errors import UserError
+from src.evaluate.contestants import Contestant
+from src.export.model_card import CardFacts, complete_card
 from src.loggers.store import check_artifacts, noted_uri
-from src.model_card import CardFacts, complete_card
 from src.policies.adapter_files import check_adapter_directory
 from src.policies.weight_files import CheckpointError, could_be_path, weight_files
-from src.training.run_folder import RunFolder, leads_out, newest_unfinished
-from src.training.sound_files import damage
-from src.upload_metrics import upload_files
+from src.runs.folder import RunFolder, leads_out, newest_unfinished
+from src.runs.sound_files import damage
+from src.trained import locate_source
+from src.upload_metrics.command import upload_files
 
 ODD = ["../../x", "..", "/etc/passwd", "a/b", "a\0b", "x" * 5000, ".", "", "x/" * 3000]
 

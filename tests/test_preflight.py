@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from src.cli import compose
-from src.config import UserError
-from src.memory import GIB, MemoryEstimate, StepCut
-from src.preflight import check, fit_to_memory, longest_contexts, step_shape
+from src.cli.compose import compose
+from src.config.errors import UserError
 from src.rewards.ensemble import RewardEnsemble
+from src.training.memory import GIB, MemoryEstimate, StepCut
+from src.training.preflight import check, fit_to_memory, longest_contexts, step_shape
 from src.values import IMAGE, PLAN, PromptRecord
 from tests.policies.published import published_policy
 from tests.policies.tiny import templated_tokenizer, tiny_policy

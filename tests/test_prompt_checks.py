@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from src import cli
-from src.benchmark_images import COMMAND as BENCHMARK
-from src.cli import compose
-from src.config import UserError
+from src.benchmark_images.command import COMMAND as BENCHMARK
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.cli.prompt_source import PromptSource
+from src.config.errors import UserError
 from src.data.module import PromptDataModule
-from src.evaluate import COMMAND as EVALUATE
-from src.generate import generate
+from src.evaluate.command import COMMAND as EVALUATE
+from src.generate.command import generate
 from src.policies.contexts import encode_image_context, encode_plan_context
+from src.policies.prompt_checks import check_data, check_metadata, unknown_words
 from src.policies.prompt_room import PromptRoom, room_of_checkpoint
-from src.prompt_checks import check_data, check_metadata, unknown_words
-from src.prompt_source import PromptSource
 from src.rewards.ensemble import RewardEnsemble
-from src.rewards.shapes_judge import ShapesJudge
+from src.rewards.experts.shapes_judge import ShapesJudge
 from src.train import COMMAND as TRAIN
 from src.values import PromptRecord
 from tests.conftest import ROOT
@@ -139,7 +139,7 @@ def test_the_drawn_worlds_own_prompts_hold_no_unknown_word() -> None:
 
 
 def test_training_warns_once_of_unknown_words(tmp_path: Path) -> None:
-    from src.prompt_checks import check_data
+    from src.policies.prompt_checks import check_data
 
     (tmp_path / "p.txt").write_text("two tomatoes\na red circle\na red-circle\ntwo tomatoes again\n")
     config = compose(["experiment=bicot_lora", f"data.path={tmp_path / 'p.txt'}"], "config")

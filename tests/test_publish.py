@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import huggingface_hub
 import pytest
 
-from src import cli
-from src.export import COMMAND
+from src.cli import command as cli
+from src.export.command import COMMAND
 from src.policies.export import ADAPTER_FILES
 from tests.tiny_run import lora_run
 

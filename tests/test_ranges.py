@@ -10,13 +10,14 @@ from typing import get_type_hints
 import pytest
 from torchmetrics import Metric
 
-from src.cli import compose
-from src.cli_errors import group_options
-from src.config import RewardsConfig, UserError
-from src.config_checks import check_numbers
-from src.config_entries import ROOT_SCHEMAS, SamplingConfig, settings_of
-from src.generate import check_sampling
-from src.setting import PATH, Range, Setting, settings
+from src.cli.compose import compose
+from src.cli.errors import group_options
+from src.config.checks import check_numbers
+from src.config.commands import ROOT_SCHEMAS, SamplingConfig, settings_of
+from src.config.errors import UserError
+from src.config.schema import RewardsConfig
+from src.config.setting import PATH, Range, Setting, settings
+from src.trained import check_sampling
 
 NUMBERS = sorted(
     (root, key) for root in ROOT_SCHEMAS for key, setting in settings_of(root).items() if setting.number is not None

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src.build import build_rewards
-from src.cli import compose
+from src.cli.compose import compose
 from src.train import COMMAND, cli
 from tests.conftest import ROOT
 from tests.rewards.tiny_experts import detector, hps, vqa

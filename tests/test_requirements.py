@@ -25,9 +25,9 @@ DISTRIBUTION = {"PIL": "pillow", "hydra": "hydra-core", "quack": "quack-kernels"
 EXTRA_OF = {
     "src.data.hub_dataset": "datasets",
     "src.demo": "demo",
-    "src.rewards.connections": "serve",
-    "src.rewards.guard": "serve",
-    "src.rewards.server": "serve",
+    "src.serve_rewards.connections": "serve",
+    "src.serve_rewards.guard": "serve",
+    "src.serve_rewards.server": "serve",
     "kernels.benchmark": "bench",
 }
 # Imported by kernels.benchmark alone, which compares with them where they are; each wants a torch or a card of
@@ -170,7 +170,11 @@ def test_modules_are_matched_with_their_distributions() -> None:
     [
         ("src/values.py", "import attrs", "attrs"),
         ("src/values.py", "def f():\n    from bs4.element import Tag", "bs4"),
-        ("src/cli.py", "from starlette.responses import Response", "starlette"),  # of an extra, outside of its rooms
+        (
+            "src/cli/command.py",
+            "from starlette.responses import Response",
+            "starlette",
+        ),  # of an extra, outside of its rooms
         ("src/policies/janus.py", "import trl", "trl"),
         ("kernels/head.py", "import liger_kernel", "liger-kernel"),
         ("experiments/study.py", "import hypothesis", "hypothesis"),

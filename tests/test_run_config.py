@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from src.build import plain
-from src.cli import compose
-from src.cli_errors import group_options
-from src.config import UserError
-from src.masking import masked
-from src.run_config import SECTIONS, config_text, literal, read_run_config, write_run_config
-from src.yaml_bounds import MAX_BYTES
+from src.cli.compose import compose
+from src.cli.errors import group_options
+from src.config.errors import UserError
+from src.config.masking import masked
+from src.config.yaml_bounds import MAX_BYTES
+from src.runs.config import SECTIONS, config_text, literal, read_run_config, write_run_config
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.text("\\${}a:.'\"")
 PLAIN = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
@@ -159,7 +159,7 @@ def test_every_shipped_config_comes_back(tmp_path: Path, experiment: str) -> Non
 def test_secrets_are_masked_and_sections_known(tmp_path: Path) -> None:
     from dataclasses import fields
 
-    from src.config import Config
+    from src.config.schema import Config
 
     (tmp_path / "config.yaml").write_text(config_text({"logger": {"api_key": "swordfish"}}), encoding="utf-8")
     assert read_run_config(tmp_path / "config.yaml") == {"logger": {"api_key": "********"}}

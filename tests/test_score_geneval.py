@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from src import cli, score_geneval
-from src.benchmarks.registry import BENCHMARKS
-from src.benchmarks.writer import Job, write_benchmark
+from src.benchmark_images.registry import BENCHMARKS
+from src.benchmark_images.writer import Job, write_benchmark
+from src.cli import command as cli
 from src.geneval.colors import load_color_classifier
 from src.geneval.detector import load_detector
 from src.geneval.folder import read_folder
 from src.geneval.rules import RuleSettings
 from src.geneval.scoring import score
+from src.score_geneval import command as score_geneval
 from tests.benchmarks.prompts import written
 from tests.geneval.tiny import clip_folder, detector_folder
 

@@ -22,14 +22,15 @@ import pytest
 import torch
 from PIL import Image
 
-from src import build, cli
-from src.cli import compose
-from src.config import UserError
-from src.rewards.experts import LocalExperts
+from src import build
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.config.errors import UserError
+from src.rewards.experts.shapes_judge import ShapesJudge
+from src.rewards.local import LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, RewardServerError
-from src.rewards.shapes_judge import ShapesJudge
 from src.rewards.wire import CONTENT_TYPE, MAGIC, encode_answer
-from src.serve_rewards import COMMAND
+from src.serve_rewards.command import COMMAND
 from src.shapes.splits import split_prompts, to_record
 from tests import tiny_run
 from tests.rewards.test_remote import serving
@@ -213,7 +214,7 @@ def test_an_expert_with_a_place_of_its_own_stays_here() -> None:
 
 def test_an_expert_made_otherwise_there_is_told() -> None:
     local = LocalExperts({"shapes": ShapesJudge()})
-    there = {"shapes": {"_target_": "src.rewards.shapes_judge.ShapesJudge", "bonus": 0.3}}
+    there = {"shapes": {"_target_": "src.rewards.experts.shapes_judge.ShapesJudge", "bonus": 0.3}}
     answer = json.dumps(encode_answer(local.facts, there, {}, 0)).encode()
     with serving(lambda body: (200, answer)) as served:
         line = [f"rewards.remote.url={served.url}", "+rewards.experts.shapes.bonus=0.5"]

@@ -20,10 +20,15 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 # An exception class, to tell a damaged file by.
 HARMLESS = {("pickle", "UnpicklingError")}
-# Hydra's way to call what a config names, with whatever stands inside; ours is src.allowed_targets.
+# Hydra's way to call what a config names, with whatever stands inside; ours is src.config.allowed_targets.
 HYDRAS_CALLS = {"instantiate", "get_object", "get_class", "get_method"}
 # Where a name becomes a module: of a factory that was checked, of a variant or job out of a list, of a patch.
-IMPORTS_BY_NAME = {"src/allowed_targets.py", "src/factories.py", "src/algorithms/algorithm.py", "src/sweep.py"}
+IMPORTS_BY_NAME = {
+    "src/config/allowed_targets.py",
+    "src/config/factories.py",
+    "src/algorithms/algorithm.py",
+    "src/cli/sweep.py",
+}
 
 
 def dotted(node: ast.expr) -> str:

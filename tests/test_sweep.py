@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.sweep import Job, JobFailed
+from src.cli.sweep import Job, JobFailed
 from src.train import COMMAND
 from tests.training.runs import overrides, run_process, summary, write_world
 

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from src import cli
-from src.cli import compose
-from src.config import UserError
-from src.config_entries import ROOT_SCHEMAS, settings_of
-from src.prompt_source import read_prompts, take_out
-from src.setting import PATH, PATHS, TEXT
-from src.sweep import Job
-from src.typed_words import as_typed
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.cli.prompt_source import read_prompts, take_out
+from src.cli.sweep import Job
+from src.config.commands import ROOT_SCHEMAS, settings_of
+from src.config.errors import UserError
+from src.config.setting import PATH, PATHS, TEXT
+from src.config.typed_words import as_typed
 
 # Words of the schema that are neither a path nor a prompt: names out of lists, or of things on the hub.
 PLAIN = {
@@ -67,7 +67,7 @@ def test_every_word_of_the_schema_is_declared_or_plain() -> None:
 
 
 def _default(root: str, key: str) -> Any:
-    from src.config import GROUP_SCHEMAS
+    from src.config.schema import GROUP_SCHEMAS
 
     group, _, rest = key.partition(".")
     node: Any = GROUP_SCHEMAS[group]() if group in GROUP_SCHEMAS and rest else ROOT_SCHEMAS[root]()
@@ -208,7 +208,7 @@ def test_home_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_config_files_paths_are_expanded_too() -> None:
     """Not only those of the command line."""
-    from src.typed_words import expand_paths
+    from src.config.typed_words import expand_paths
 
     config = compose([])
     OmegaConf.set_struct(config, False)

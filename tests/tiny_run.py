@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src import build, cli
-from src.cli import compose
+from src import build
+from src.cli import command as cli
+from src.cli.compose import compose
+from src.runs.folder import RunFolder
+from src.runs.sound_files import write_whole
 from src.train import COMMAND
-from src.training.run_folder import RunFolder
-from src.training.sound_files import write_whole
 
 SHORT = (
     "experiment=bicot_lora",

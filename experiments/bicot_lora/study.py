@@ -41,9 +41,9 @@ def grid(
 ) -> Iterator[dict[str, object]]:
     """All-correct and reward on the test prompts for each temperature (both levels) and guidance scale."""
     from src import build
-    from src.cli import compose
-    from src.session import quiet
-    from src.training.evaluation import evaluate
+    from src.cli.compose import compose
+    from src.training.held_out import evaluate
+    from src.training.session import quiet
     from src.values import Sampling
 
     quiet()
@@ -118,10 +118,10 @@ def before_after(folder: Path, overrides: Sequence[str], path: Path, shown: int 
     from matplotlib import pyplot as plt
 
     from src import build
-    from src.cli import compose
-    from src.session import quiet
+    from src.cli.compose import compose
     from src.training.callbacks.report import spread
-    from src.training.evaluation import pictures
+    from src.training.held_out import pictures
+    from src.training.session import quiet
 
     quiet()
     drawn = []

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src import cli
-from src.config import ROOT, UserError
+from src.cli import command as cli
+from src.config.errors import UserError
+from src.config.schema import ROOT
 
 if TYPE_CHECKING:
     from src.benchmark.rows import Row
@@ -94,7 +95,7 @@ def _folder(config: Any) -> Path:
     """Where the rows go; raises UserError, before anything is measured, where that is somebody else's folder."""
     if not config.out:
         return RESULTS
-    from src.output_folder import check_free
+    from src.runs.output_folder import check_free
 
     check_free(Path(config.out), config.overwrite, WRITTEN)
     return Path(config.out)
@@ -113,7 +114,7 @@ def _facts(device: Any, copied: float, config: Any, kernels: str) -> dict[str, s
     import torch
     import transformers
 
-    from src.training.provenance import git_commit, hardware
+    from src.runs.provenance import git_commit, hardware
 
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
@@ -129,7 +130,7 @@ def _facts(device: Any, copied: float, config: Any, kernels: str) -> dict[str, s
 
 
 def _quiet() -> None:
-    from src.export import quiet
+    from src.policies.load import quiet
 
     quiet()
 

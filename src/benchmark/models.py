@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from src.config import ROOT
+from src.config.schema import ROOT
 from src.policies.janus import JanusPolicy
 from src.policies.lora import LoraSettings
 from src.values import TokenContext

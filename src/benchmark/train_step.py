@@ -17,12 +17,12 @@ from src.benchmark.clock import WARM_UPS, once
 from src.benchmark.models import image_contexts, plan_contexts
 from src.benchmark.rollouts import GUIDANCE, Bench
 from src.benchmark.rows import Row, failure
-from src.memory import GIB, StepCut, StepShape, choose_cut
 from src.policies.sizes import model_sizes
 from src.rollout.decode import decode
 from src.rollout.levels import RolloutSettings
 from src.rollout.noise import group_keys, uniforms
 from src.training.collect import CollectSettings, with_reference
+from src.training.memory import GIB, StepCut, StepShape, choose_cut
 from src.training.update import UpdateSettings, microbatches, run_update, step_loss
 from src.values import IMAGE, PLAN, Experience, RewardReport, Sampling, TokenLevel
 

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from src import cli
-from src.config import ROOT, UserError
+from src.cli import command as cli
+from src.config.errors import UserError
+from src.config.schema import ROOT
 
 HOST = "127.0.0.1"
 
@@ -45,9 +46,9 @@ def prepared(config: Any) -> Any:
     from src import build
     from src.demo.page import build_page
     from src.demo.studio import Studio
-    from src.export import quiet
-    from src.generate import choose_model, load_policy
-    from src.prompt_checks import room_for_prompts
+    from src.policies.load import quiet
+    from src.policies.prompt_checks import room_for_prompts
+    from src.trained import choose_model, load_policy
 
     chosen = choose_model(config)
     quiet()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
-from src.config import UserError
+from src.config.errors import UserError
 from src.demo.request import CANDIDATES, GUIDANCE, PROMPT_LETTERS, SEED, TEMPERATURE, Request
 from src.demo.studio import BASE, TRAINED, Frame, Result, Studio
 from src.images import to_image

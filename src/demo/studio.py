@@ -13,9 +13,11 @@ from torch import Tensor
 
 from src.demo.request import Request
 from src.demo.stream import Look, looks
-from src.generate import rollout_key, scores, settings_of
-from src.prompt_checks import unknown_words
+from src.policies.prompt_checks import unknown_words
 from src.rewards.ensemble import RewardEnsemble
+from src.rewards.entries import scores
+from src.rollout.noise import rollout_key
+from src.trained import settings_of
 from src.values import PromptRecord
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ BASE, TRAINED = "base", "trained"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a side's pictures got: `entries` as `src.generate.scores` writes them, `best` the one that is kept."""
+    """What a side's pictures got: `entries` as `rewards.entries.scores` writes them, `best` the kept one."""
 
     entries: tuple[dict[str, Any], ...]
     best: int

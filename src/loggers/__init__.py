@@ -1,6 +1,6 @@
 """Loggers beside metrics.csv: MLflow (in a process of its own) and the construction of Lightning's own."""
 
-# What `logger._target_` may name (src/factories.py): ours, and those of Lightning.
+# What `logger._target_` may name (src/config/factories.py): ours, and those of Lightning.
 FACTORIES = (
     "src.loggers.mlflow_logger.MLflowLogger",
     *(

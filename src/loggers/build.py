@@ -13,12 +13,12 @@ from uuid import uuid4
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from src.allowed_targets import check_part, factory
-from src.config import UserError
+from src.config.allowed_targets import check_part, factory
+from src.config.errors import UserError
 from src.loggers.facts import RunFacts, is_rank_zero, run_parameters
-from src.training.metrics_file import MetricsFile
-from src.training.run_files import damaged, read_text
-from src.training.run_folder import write_text
+from src.runs.files import damaged, read_text
+from src.runs.folder import write_text
+from src.runs.metrics_file import MetricsFile
 
 # The packages behind Lightning's own loggers, and the extra that brings them.
 EXTRAS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from src.config import GROUP_SCHEMAS, Config
-from src.masking import masked
-from src.training.run_folder import RunFolder
+from src.config.masking import masked
+from src.config.schema import GROUP_SCHEMAS, Config
+from src.runs.folder import RunFolder
 
 # Sections that say how a run is kept, not what it computes.
 NO_PARAMETERS = ("logger", "resume", "watchdog")

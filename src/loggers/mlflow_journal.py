@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from src.masking import masked_text
-from src.training.run_files import WrongForm, mapping, need, read_json
-from src.training.run_folder import RunFolder, write_json
+from src.config.masking import masked_text
+from src.runs.files import WrongForm, mapping, need, read_json
+from src.runs.folder import RunFolder, write_json
 
 UPLOAD = "python -m src.upload_metrics"
 

@@ -17,14 +17,14 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.config import UserError
+from src.config.errors import UserError
+from src.config.masking import masked, masked_text
 from src.loggers.facts import RunFacts, is_rank_zero
 from src.loggers.mlflow_journal import UPLOAD, Journal, read_journal, write_journal
 from src.loggers.store import Store, locate_store
 from src.loggers.writer_process import NoAnswer, NoServer, WriterProcess
-from src.masking import masked, masked_text
-from src.training.console import say
-from src.training.provenance import git_commit, hardware
+from src.runs.console import say
+from src.runs.provenance import git_commit, hardware
 
 SEND_EVERY = 5.0  # seconds between batches of metrics
 START_SECONDS = 180.0  # for importing MLflow, migrating a store, creating the run

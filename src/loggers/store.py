@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from src.config import UserError
-from src.masking import MASK, masked_text
+from src.config.errors import UserError
+from src.config.masking import MASK, masked_text
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REACH_SECONDS = 5.0

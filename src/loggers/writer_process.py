@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from src.training.console import say
+from src.runs.console import say
 
 WRITER = Path(__file__).with_name("mlflow_writer.py")
 

@@ -1,4 +1,4 @@
 """Policies: the `Policy` protocol and the one implementation for Janus checkpoints."""
 
-# What `model._target_` may name. src/factories.py holds the rule; a plugin's policies are added by docs/EXTENDING.md.
+# What `model._target_` may name. src/config/factories.py holds the rule, docs/EXTENDING.md how a plugin adds its own.
 FACTORIES = ("src.policies.load.load_janus",)

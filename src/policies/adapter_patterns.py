@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.bounded_work import Stopped, answered
+from src.text.bounded_work import Stopped, answered
 
 _CONFIG = "adapter_config.json"
 # Without a choice or a repetition there is nothing to try in vain.

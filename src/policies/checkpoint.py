@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from src.chat_templates import TemplateError
 from src.policies import original_config
 from src.policies.contexts import check_templates
 from src.policies.original_layout import has_no_counterpart, original_name, to_original, to_transformers
 from src.policies.weight_files import CheckpointError, mapped_tensors, read_json, weight_files
+from src.text.chat_templates import TemplateError
 
 if TYPE_CHECKING:
     from transformers import JanusConfig, JanusForConditionalGeneration

@@ -4,8 +4,8 @@ A checkpoint may ship two named chat templates, ``plan`` and ``image`` (``additi
 of its tokenizer); where it does not, as Janus-Pro's published ones, the templates of this file stand in.
 Both receive one user message; the image template also the variable ``plan``. A template writes the whole
 text including the begin-of-sequence token, and prompt and plan as they are; the begin-of-image token is appended here.
-It is rendered once, within limits (`src.chat_templates`). Special tokens come from the template alone: a prompt or plan
-that spells one is read as words (`src.user_text`).
+It is rendered once, within limits (`src.text.chat_templates`). Special tokens come from the template alone: a
+prompt or plan that spells one is read as words (`src.text.user_text`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.chat_templates import FlatTemplate, TemplateError, flatten
-from src.user_text import filled
+from src.text.chat_templates import FlatTemplate, TemplateError, flatten
+from src.text.user_text import filled
 from src.values import IMAGE, PLAN, TokenContext
 
 # The layout of Janus-Pro's supervised data ("deepseek" format), as T2I-R1 uses it: a system line, a user

@@ -14,12 +14,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from src.policies.base import EngineSettings
 from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
-from src.policies.decoder import DecoderKeeper, JanusDecoder, features, head
-from src.policies.decoding_copy import DecodingCopy, decoding_copy, round_frozen
+from src.policies.dtensors import whole
+from src.policies.engine.decoder import DecoderKeeper, JanusDecoder, features, head
+from src.policies.engine.decoding_copy import DecodingCopy, decoding_copy, round_frozen
+from src.policies.engine.snapshot import check_names, copy_of, lent, trained_parameters, write
 from src.policies.lora import LoraSettings, adapters_off, attach_lora, load_lora
 from src.policies.sharded import ShardedWeights
-from src.policies.snapshot import check_names, copy_of, lent, trained_parameters, write
-from src.sharding import whole
 from src.values import PLAN, LevelOutput, TokenContext, TokenLevel
 
 if TYPE_CHECKING:

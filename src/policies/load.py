@@ -78,3 +78,13 @@ def load_janus(
         adapter=None if adapter is None else Path(adapter),
         merge_rollout=merge_rollout,
     )
+
+
+def quiet() -> None:
+    """Silence what third parties print while a checkpoint loads and a user can do nothing about."""
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

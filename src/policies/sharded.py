@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from src.policies.decoding_copy import DecodingCopy, round_frozen
-from src.policies.snapshot import check_names, trained_parameters
-from src.sharding import cut_like
+from src.policies.dtensors import cut_like
+from src.policies.engine.decoding_copy import DecodingCopy, round_frozen
+from src.policies.engine.snapshot import check_names, trained_parameters
 
 
 class ShardedWeights:

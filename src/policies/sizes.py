@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from src.policies.fused import merges
+from src.policies.engine.fused import merges
 from src.policies.lora import PROJECTIONS
 from src.values import IMAGE, PLAN
 

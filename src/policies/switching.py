@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from src.policies.base import Decoder, Policy
+from src.policies.engine.snapshot import lent
 from src.policies.janus import JanusPolicy
 from src.policies.lora import add_lora
-from src.policies.snapshot import lent
 from src.policies.weight_files import check_finite
 
 # In front of a parameter's name in the weights that a run of full fine-tuning writes.

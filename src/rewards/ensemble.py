@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.rewards.base import RewardError, RewardExpert, check_pictures
 from src.rewards.combine import COMBINE, check_domain
-from src.rewards.experts import Experts, ExpertScores, LocalExperts
+from src.rewards.local import Experts, ExpertScores, LocalExperts
 from src.rewards.normalise import NORMALISATIONS, RunningStatistics, Scale, by_group, by_scale
 from src.values import PromptRecord, RewardReport
 

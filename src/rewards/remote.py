@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from src.phases import phase, progress
 from src.rewards.base import RewardError
-from src.rewards.experts import Answers, ExpertFacts, ExpertScores, check_scores
+from src.rewards.local import Answers, ExpertFacts, ExpertScores, check_scores
 from src.rewards.wire import (
     CONTENT_TYPE,
     SCORE_PATH,
@@ -28,6 +27,7 @@ from src.rewards.wire import (
     encode_request,
     read_json,
 )
+from src.runs.phases import phase, progress
 from src.values import PromptRecord
 
 MAX_ANSWER = 2**26

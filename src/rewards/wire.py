@@ -25,7 +25,7 @@ from torch import Tensor
 
 from src.data.records import PromptDataError, parse_record
 from src.rewards.base import RewardError
-from src.rewards.experts import Answers, ExpertFacts, ExpertScores
+from src.rewards.local import Answers, ExpertFacts, ExpertScores
 from src.values import PromptRecord
 
 MAGIC = b"BICOT1"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from src.phases import phase
 from src.policies.base import Decoder, Policy
 from src.rollout.decode import decode
 from src.rollout.noise import RolloutKey, uniforms
+from src.runs.phases import phase
 from src.values import IMAGE, PLAN, Sampling, TokenLevel
 
 

@@ -50,3 +50,13 @@ def uniforms(keys: Sequence[RolloutKey], level: str, length: int) -> Tensor:
         generator.manual_seed(int.from_bytes(digest, "little") >> 1)
         row.uniform_(generator=generator)
     return rows
+
+
+def rollout_key(seed: int, prompt: str, rollout: int, candidate: int = 0) -> RolloutKey:
+    """The key of a picture's noise: by the prompt's words, not by its place among others.
+
+    A picture's first candidate is the picture without best-of-N, and more candidates begin with the fewer's.
+    """
+    digest = hashlib.blake2b(prompt.encode(), digest_size=7).digest()
+    stream = "generate" if candidate == 0 else f"generate/candidate {candidate}"
+    return RolloutKey(seed, stream, 0, int.from_bytes(digest, "little"), rollout)

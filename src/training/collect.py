@@ -21,8 +21,8 @@ from src.training.options.kl_reward import kl_penalty
 from src.training.options.length_penalty import PlanPenalties
 from src.training.options.masking import counted
 from src.training.ranks import ALONE, Ranks
-from src.training.statistics import level_rows, score_level
 from src.training.stopwatch import Stopwatch
+from src.training.token_statistics import level_rows, score_level
 from src.values import PLAN, Experience, PromptBatch, PromptRecord, RewardReport, TokenLevel
 
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from src.algorithms import MAXIMA, share_without_signal
-from src.phases import phase, progress
+from src.policies.dtensors import whole
 from src.rewards.base import RewardError
 from src.rewards.ensemble import report_metrics
-from src.sharding import whole
+from src.runs.phases import phase, progress
 from src.training.collect import Collected, NonFiniteError
 from src.training.groups import joined_reports
 from src.training.module import BiCoTModule

@@ -14,14 +14,14 @@ from torch import Tensor
 from kernels import Operations
 from src.algorithms import Algorithm
 from src.policies.base import FollowsTraining, MixedPrecision, RefreshableReference, Shardable
+from src.policies.dtensors import write_whole
 from src.rewards.ensemble import RewardEnsemble
-from src.sharding import write_whole
 from src.training.collect import Collected, CollectSettings, collect
 from src.training.entropy_control import EntropyControl, EntropySettings
 from src.training.options.dynamic_sampling import keyed_records
 from src.training.ranks import current_ranks
 from src.training.sharded import ShardedStrategy, kept_states
-from src.training.statistics import evaluated
+from src.training.token_statistics import evaluated
 from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
 from src.values import IMAGE, Experience, PromptBatch, PromptRecord
 

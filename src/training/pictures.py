@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from src.training.sound_files import partial_path, sync_file
+from src.runs.sound_files import partial_path, sync_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,7 +22,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import distributed as dist
 
-from src import phases
+from src.runs import phases
 from src.training.running_time import RunningTime
 
 EXIT_LOST = 1

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from src.sharding import cut_like, kept_whole
+from src.policies.dtensors import cut_like, kept_whole
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from src.runs.console import say
 from src.training.collect import NonFiniteError
-from src.training.console import say
 
 
 class SkippedSteps:

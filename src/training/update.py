@@ -28,7 +28,7 @@ from src.algorithms import (
     token_weights,
 )
 from src.algorithms.correction import truncated_importance
-from src.training.statistics import has_reference, head_arguments, level_statistics, sampled_logp
+from src.training.token_statistics import has_reference, head_arguments, level_statistics, sampled_logp
 from src.values import Experience, LevelOutput, LossOutput, TokenLevel
 
 # A metric that stands only where a level's loss is not finite.

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from src import phases
+from src.runs import phases
 from src.training.running_time import RunningTime
 
 EXIT_STILL = 124  # as of coreutils' `timeout`
@@ -21,7 +21,7 @@ STALL_WATCH = Path(__file__).with_name("stall_watch.py")
 
 
 class Watchdog:
-    """Ends the process with code 124 when no phase (`src.phases`) was entered or left for `seconds`.
+    """Ends the process with code 124 when no phase (`src.runs.phases`) was entered or left for `seconds`.
 
     It says which phase that is, dumps every thread's stack and leaves by ``os._exit``: what hangs cannot be asked to
     end. Code that hangs without giving Python's lock back holds this thread, too; for that a process beside this one

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from kernels import operations
-from src import cli
 from src.benchmark import rollouts, train_step
 from src.benchmark.__main__ import COMMAND, _of_size
 from src.benchmark.rollouts import Bench, beside_ours
 from src.benchmark.rows import OURS, TRAIN_STEP, Row, bars, table
+from src.cli import command as cli
 from src.policies.base import EngineSettings
 
 STEP = Row("image_step", "7b", 16, OURS, seconds=4.0, ms_per_token=6.94)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.benchmarks.registry import BENCHMARKS
-from src.benchmarks.t2i_compbench import file_name
+from src.benchmark_images.registry import BENCHMARKS
+from src.benchmark_images.t2i_compbench import file_name
 from src.data.records import PromptDataError
 from tests.benchmarks.prompts import COPIES, GENEVAL, WISE, jsonl, written
 

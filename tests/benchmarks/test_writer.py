@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from src.benchmarks.items import Benchmark, ImageFile
-from src.benchmarks.registry import BENCHMARKS
-from src.benchmarks.writer import Job, Written, grid, sample_seed, write_benchmark
-from src.config import UserError
+from src.benchmark_images.items import Benchmark, ImageFile
+from src.benchmark_images.registry import BENCHMARKS
+from src.benchmark_images.writer import Job, Written, grid, sample_seed, write_benchmark
+from src.config.errors import UserError
 from tests.benchmarks.prompts import COPIES
 
 

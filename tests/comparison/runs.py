@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from src.cli import compose
-from src.training.run_folder import RunFolder, write_json, write_text
+from src.cli.compose import compose
+from src.runs.folder import RunFolder, write_json, write_text
 
 
 def write_run(

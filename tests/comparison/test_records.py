@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.comparison.records import PromptScores, by_prompt
+from src.compare.records import PromptScores, by_prompt
 
 
 def test_a_prompts_samples_are_one_value_and_what_does_not_apply_is_left_out() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from src.comparison import curves, render
-from src.comparison.folders import find_runs, read_run
-from src.comparison.table import Comparison, compare, differing
-from src.config import UserError
+from src.compare import curves, render
+from src.compare.folders import find_runs, read_run
+from src.compare.table import Comparison, compare, differing
+from src.config.errors import UserError
 from tests.comparison.runs import write_run
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from src.config import UserError
+from src.cli.prompt_source import PromptSource, read_prompts
+from src.config.errors import UserError
 from src.data.jsonl import read_jsonl
 from src.data.lines import LONGEST_LINE, BadLines
 from src.data.records import PromptDataError
 from src.data.splits import hold_out, kind_of, load_splits, read_prompt_file
 from src.data.text import read_text
-from src.prompt_source import PromptSource, read_prompts
 from src.values import PromptRecord
 
 LINES = '{"prompt": "a red dot", "task_type": "color"}\n\n{"prompt": "two dots"}\n'

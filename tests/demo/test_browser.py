@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
-from src.cli import compose
+from src.cli.compose import compose
 from src.demo.__main__ import launch, prepared
 from tests.tiny_run import lora_run
 

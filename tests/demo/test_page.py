@@ -12,17 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import cli
-from src.cli import compose
+from src.cli import command as cli
+from src.cli.compose import compose
 from src.demo.__main__ import COMMAND, shown
 from src.demo.page import GAP, changes, cleared, enlarged, mosaic, status
 from src.demo.request import CANDIDATES, GUIDANCE, SEED, TEMPERATURE, Request
 from src.demo.stream import Look
 from src.demo.studio import BASE, TRAINED, Frame, Result, Studio
-from src.generate import choose_model, load_policy
 from src.images import to_image
 from src.rewards.ensemble import RewardEnsemble
-from src.rewards.shapes_judge import ShapesJudge
+from src.rewards.experts.shapes_judge import ShapesJudge
+from src.trained import choose_model, load_policy
 from tests.tiny_run import lora_run
 
 PROMPT = "two green squares"

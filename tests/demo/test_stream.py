@@ -11,10 +11,9 @@ import torch
 
 from src import build
 from src.demo.stream import GREY, Look, looks, partial_pixels
-from src.generate import rollout_key
 from src.rollout.decode import decode, stream
 from src.rollout.levels import RolloutSettings, roll_out
-from src.rollout.noise import uniforms
+from src.rollout.noise import rollout_key, uniforms
 from src.values import IMAGE, PLAN, Sampling
 from tests.tiny_run import default_config
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from src.evaluation.samples import Drawn
-from src.training.evaluation import Sample
+from src.evaluate.samples import Drawn
+from src.training.held_out import Sample
 
 
 def drawn(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from src.evaluation.comparison import ALL, Comparison, compare
-from src.evaluation.figures import figures_of
-from src.evaluation.forest import Line, forest, svg, written
-from src.evaluation.table import write_samples
+from src.evaluate.comparison import ALL, Comparison, compare
+from src.evaluate.figures import figures_of
+from src.evaluate.forest import Line, forest, svg, written
+from src.evaluate.table import write_samples
 from src.intervals import Estimate, Resampling
 from tests.evaluation.pieces import drawn
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.evaluation.diversity import embedding, mean_pairwise_distance, pixel_embedding, vendi_score
+from src.evaluate.diversity import embedding, mean_pairwise_distance, pixel_embedding, vendi_score
 
 
 @pytest.mark.parametrize("n", [2, 5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.evaluation.figures import MEANINGS, figures_of
+from src.evaluate.figures import MEANINGS, figures_of
 from tests.evaluation.pieces import drawn
 
 

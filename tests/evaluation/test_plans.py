@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.evaluation.plans import distinct, repeated, same
+from src.evaluate.plans import distinct, repeated, same
 
 
 def test_distinct_counts_ngrams_over_all_plans() -> None:

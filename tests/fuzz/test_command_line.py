@@ -10,11 +10,12 @@ import pytest
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from src import cli
-from src.cli_errors import config_keys, group_options
-from src.config import GROUP_SCHEMAS, UserError
-from src.config_entries import ROOT_SCHEMAS
-from src.contestants import Contestant
+from src.cli import command as cli
+from src.cli.errors import config_keys, group_options
+from src.config.commands import ROOT_SCHEMAS
+from src.config.errors import UserError
+from src.config.schema import GROUP_SCHEMAS
+from src.evaluate.contestants import Contestant
 from tests.fuzz.budget import MORE, fuzz
 from tests.fuzz.damage import EDITS, damaged, json_values, texts
 
@@ -172,8 +173,8 @@ def test_names_of_models() -> None:
 
 def test_plugins_do_not_widen() -> None:
     """Whatever text stands in `plugins`, it never allows a target that does not lie below it."""
-    from src.allowed_targets import check_part
-    from src.factories import SLOTS
+    from src.config.allowed_targets import check_part
+    from src.config.factories import SLOTS
 
     def check(given: tuple[str, str]) -> str:
         plugin, target = given

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from src.rewards.base import RewardExpert
-from src.rewards.experts import LocalExperts
-from src.rewards.guard import Admission, Guard
-from src.rewards.server import ScoringAPI
+from src.rewards.local import LocalExperts
 from src.rewards.wire import CONTENT_TYPE, MAGIC, Limits, WireError, decode_answers, decode_facts, encode_request
+from src.serve_rewards.guard import Admission, Guard
+from src.serve_rewards.server import ScoringAPI
 from src.values import PromptRecord
 from tests.fuzz.budget import MORE, fuzz
 from tests.fuzz.damage import EDITS, damaged, json_values, numbers, texts

@@ -8,12 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.build import plain
-from src.config import UserError
+from src.config.errors import UserError
 from src.loggers import build
 from src.loggers.build import build_loggers, log_parameters, run_id
 from src.loggers.facts import RunFacts
-from src.training.metrics_file import MetricsFile
-from src.training.run_folder import RunFolder
+from src.runs.folder import RunFolder
+from src.runs.metrics_file import MetricsFile
 from tests.tiny_run import default_config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from src.build import plain
-from src.cli import compose
+from src.cli.compose import compose
 from src.loggers.facts import flat_parameters, run_parameters, shown
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from src.config import UserError
+from src.config.errors import UserError
 from src.loggers import mlflow_logger
 from src.loggers.facts import DatasetFacts, RunFacts
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
-from src.training.run_folder import RunFolder, write_json, write_text
+from src.runs.folder import RunFolder, write_json, write_text
 from tests.conftest import ROOT, RunPython
 from tests.mlflow_server import mlflow_server
 from tests.tiny_run import SHORT, train
@@ -180,7 +180,7 @@ import os, signal
 from pathlib import Path
 from src.loggers.facts import DatasetFacts, RunFacts
 from src.loggers.mlflow_logger import MLflowLogger
-from src.training.run_folder import RunFolder
+from src.runs.folder import RunFolder
 folder, root = Path({str(root / "killed")!r}), {str(root)!r}
 logger = MLflowLogger(RunFacts(RunFolder(folder), {{"run": {{"name": "killed", "root": root, "seed": 0}}}}))
 import time

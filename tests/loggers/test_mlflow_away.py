@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from src import cli
+from src.cli import command as cli
 from src.loggers import mlflow_logger
+from src.runs.folder import RunFolder
 from src.training.loop import GroupedRolloutLoop
-from src.training.run_folder import RunFolder
-from src.upload_metrics import COMMAND, metric_rows
+from src.upload_metrics.command import COMMAND, metric_rows
 from tests.mlflow_server import MLflowServer
 from tests.training.forked import Ended, forked
 from tests.training.runs import overrides, train, write_world

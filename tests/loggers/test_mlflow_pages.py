@@ -13,7 +13,7 @@ from PIL import Image
 
 from src.loggers.facts import DatasetFacts, RunFacts
 from src.loggers.mlflow_logger import MLflowLogger
-from src.training.run_folder import RunFolder
+from src.runs.folder import RunFolder
 from tests.mlflow_server import mlflow_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config import UserError
+from src.config.errors import UserError
 from src.loggers.store import Store, locate_store
 
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src import bounded_work
 from src.policies.adapter_files import check_adapter_directory, check_adapter_fits, check_adapter_tensors
 from src.policies.agreement import check_agreement, check_decoder
 from src.policies.export import write_adapter as export_adapter
@@ -23,6 +22,7 @@ from src.policies.janus import JanusPolicy
 from src.policies.load import load_janus
 from src.policies.lora import adapters_off, lora_layers
 from src.policies.switching import adapter_decoder, add_adapter, base_decoder
+from src.text import bounded_work
 from src.values import IMAGE, PLAN, Sampling, TokenLevel
 from tests.policies.adapters import HONOURED, REFUSED, change_config, plain_peft, write_adapter
 from tests.policies.oracle import level_logps

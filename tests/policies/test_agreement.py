@@ -186,7 +186,7 @@ def test_random_numbers_are_left_alone() -> None:
 
 
 def test_another_policy_is_left_to_its_own_tests() -> None:
-    from src.loaded import check_loaded
+    from src.policies.loaded import check_loaded
 
     check_loaded(nn.Linear(1, 1), {})
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from src.policies import cache as cache_module
 from src.policies.base import EngineSettings
-from src.policies.cache import CacheMemory, CacheShape, rows_within
+from src.policies.engine import cache as cache_module
+from src.policies.engine.cache import CacheMemory, CacheShape, rows_within
 from src.rollout.decode import decode
 from src.values import IMAGE, PLAN, Sampling
 from tests.policies.oracle import level_logps

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.memory import held_bytes
 from src.policies.base import MixedPrecision
+from src.policies.engine.snapshot import trained_parameters
 from src.policies.sizes import model_sizes
-from src.policies.snapshot import trained_parameters
-from src.training.statistics import score_level
+from src.training.memory import held_bytes
+from src.training.token_statistics import score_level
 from src.values import IMAGE, PLAN
 from tests import tiny_run
 from tests.policies.test_sharded import change

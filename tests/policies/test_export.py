@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from src import cli
-from src.export import COMMAND
+from src.cli import command as cli
+from src.export.command import COMMAND
 from src.policies.checkpoint import open_checkpoint
 from src.policies.export import write_adapter, write_merged, write_trained
 from src.policies.janus import JanusPolicy

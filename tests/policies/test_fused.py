@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.policies.fused import Form, Projection, in_one_storage
+from src.policies.engine.fused import Form, Projection, in_one_storage
 from src.policies.janus import JanusPolicy
 from src.values import IMAGE, PLAN
 from tests.policies.oracle import level_logps

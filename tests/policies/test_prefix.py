@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from src.policies.base import EngineSettings
 from src.policies.contexts import left_padded, unconditional_context
-from src.policies.llama import LlamaTrunk
-from src.policies.prefix import share
+from src.policies.engine.llama import LlamaTrunk
+from src.policies.engine.prefix import share
 from src.values import IMAGE, PLAN, TokenContext
 from tests.policies.oracle import level_logps
 from tests.policies.test_decoder import PROMPTS, contexts, some_ids, stepwise_logps

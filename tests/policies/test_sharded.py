@@ -13,12 +13,12 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from src.memory import GIB, StepCut, StepShape, estimate, held_bytes
 from src.policies.base import Shardable
+from src.policies.dtensors import cut_like, whole, write_whole
+from src.policies.engine.snapshot import trained_parameters
 from src.policies.sizes import model_sizes
-from src.policies.snapshot import trained_parameters
-from src.sharding import cut_like, whole, write_whole
-from src.training.statistics import score_level
+from src.training.memory import GIB, StepCut, StepShape, estimate, held_bytes
+from src.training.token_statistics import score_level
 from src.values import IMAGE, LEVELS, PLAN
 from tests.policies.published import published_policy
 from tests.policies.tiny import exact_policy, tiny_policy

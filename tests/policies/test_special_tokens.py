@@ -160,7 +160,7 @@ def test_a_spelling_that_a_normaliser_makes_is_broken_up() -> None:
     """CLIP's tokenizer folds case before it looks for its special tokens."""
     from tokenizers import AddedToken, normalizers
 
-    from src.user_text import as_words
+    from src.text.user_text import as_words
 
     tokenizer = byte_level_tokenizer.__wrapped__()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()

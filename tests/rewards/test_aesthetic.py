@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.hub import WeightsNotFound
-from src.rewards.aesthetic import LAYERS, Aesthetic, collapse
-from src.rewards.weights import WeightsMismatch
+from src.rewards.experts.aesthetic import LAYERS, Aesthetic, collapse
+from src.rewards.vision.weights import WeightsMismatch
 from tests.rewards.literal import clip_image, quick_gelu
 from tests.rewards.tiny_experts import aesthetic as tiny
 from tests.rewards.tiny_experts.hps import SIZES, open_clip_state

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
 
-from src.rewards.clip_score import ClipScore
+from src.rewards.experts.clip_score import ClipScore
 from src.values import PromptRecord
 from tests.rewards.tiny_experts import clip_score as tiny
 

@@ -17,10 +17,10 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from src.rewards.connections import BoundedProtocol, uvicorn_settings
-from src.rewards.guard import Admission, Guard
 from src.rewards.remote import RemoteExperts, RemoteSettings, RewardServerError
 from src.rewards.wire import CONTENT_TYPE, SCORE_PATH
+from src.serve_rewards.connections import BoundedProtocol, uvicorn_settings
+from src.serve_rewards.guard import Admission, Guard
 
 TOKEN = "a-token-of-some-length"
 SILENT = 100

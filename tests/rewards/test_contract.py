@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import src.rewards
 from src.rewards.base import RewardExpert, split_scores
 from src.rewards.ensemble import RewardEnsemble
-from src.rewards.shapes_judge import ShapesJudge
+from src.rewards.experts.shapes_judge import ShapesJudge
 from src.shapes.splits import split_prompts, to_record
 from src.values import PromptRecord
 from tests.rewards import tiny_experts

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
-from src.config import ROOT, UserError
+from src.cli.compose import compose
+from src.config.errors import UserError
+from src.config.schema import ROOT
 from src.rewards import FACTORIES
 from src.rewards.base import RewardExpert
 from src.rewards.coverage import check_covered, silent_experts
@@ -95,7 +96,7 @@ def test_a_run_says_it_before_its_first_step_and_in_its_summary(
 def test_an_evaluation_says_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src import evaluate
+    from src.evaluate import command as evaluate
 
     words = ("prompts=two green squares", "rewards=shapes", "n=2", "max_plan_tokens=8", f"out={tmp_path / 'out'}")
     monkeypatch.setattr("sys.argv", ["evaluate", *words, *WATCHED])

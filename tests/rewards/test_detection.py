@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.rewards.detection import (
+from src.rewards.vision.detection import (
     NOTHING,
     Caption,
     Detections,

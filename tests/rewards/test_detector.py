@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from src.build import build_rewards
-from src.cli import compose
-from src.config import UserError
+from src.cli.compose import compose
+from src.config.errors import UserError
 from src.data.jsonl import read_jsonl
 from src.rewards.aspects import aspect_of, objects_of
 from src.rewards.base import RewardError
-from src.rewards.detection import Detections
-from src.rewards.detector import Detector, numeracy_score, object_score
-from src.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_between, normalise
-from src.rewards.spatial import LOCALITIES
+from src.rewards.experts.detector import Detector, numeracy_score, object_score
+from src.rewards.vision.detection import Detections
+from src.rewards.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_between, normalise
+from src.rewards.vision.spatial import LOCALITIES
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 from tests.rewards.tiny_experts.bert import BERT_IDS
 from tests.rewards.tiny_experts.detector import records, write

@@ -14,7 +14,7 @@ from torch import Tensor
 from src.rewards.base import RewardError, RewardExpert
 from src.rewards.combine import weighted_mean, weighted_sum
 from src.rewards.ensemble import RewardEnsemble, eight_bit, report_metrics
-from src.rewards.experts import LocalExperts
+from src.rewards.local import LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings
 from src.rewards.wire import Limits, decode_request, encode_answer
 from src.values import PromptRecord

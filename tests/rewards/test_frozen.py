@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from src.rewards.base import RewardExpert, split_scores
-from src.rewards.frozen import FrozenModelExpert, batches_of_equal_length, in_chunks
+from src.rewards.vision.frozen import FrozenModelExpert, batches_of_equal_length, in_chunks
 from src.values import PromptRecord
 from tests.rewards import tiny_experts
 from tests.rewards.tiny_experts import TinyExpert

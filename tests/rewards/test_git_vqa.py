@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from src.build import build_rewards
-from src.cli import compose
-from src.config import UserError
+from src.cli.compose import compose
+from src.config.errors import UserError
 from src.data.jsonl import read_jsonl
-from src.rewards.git_vqa import GitVqa, questions_of
-from src.rewards.preprocess import CLIP_MEAN, CLIP_STD, fill_and_crop, normalise
+from src.rewards.experts.git_vqa import GitVqa, questions_of
+from src.rewards.vision.preprocess import CLIP_MEAN, CLIP_STD, fill_and_crop, normalise
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 from tests.rewards.tiny_experts.bert import vocabulary
 from tests.rewards.tiny_experts.vqa import records, write

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
 from src.hub import WeightsNotFound
-from src.rewards.clip_layout import VIT_H_14, clip_config, to_transformers
-from src.rewards.hps import HPS
-from src.rewards.weights import WeightsMismatch
+from src.rewards.experts.hps import HPS
+from src.rewards.vision.clip_layout import VIT_H_14, clip_config, to_transformers
+from src.rewards.vision.weights import WeightsMismatch
 from src.values import PromptRecord
 from tests.rewards.literal import clip_image, clip_text
 from tests.rewards.tiny_experts import hps as tiny

@@ -12,8 +12,8 @@ from torch import Tensor
 from src.build import served_experts
 from src.rewards.base import PIXEL_TOLERANCE, RewardError, WrongInput
 from src.rewards.ensemble import RewardEnsemble
-from src.rewards.experts import LocalExperts
-from src.rewards.shapes_judge import ShapesJudge
+from src.rewards.experts.shapes_judge import ShapesJudge
+from src.rewards.local import LocalExperts
 from src.values import PromptRecord
 from tests.rewards.toy import Brightness, about
 
@@ -37,7 +37,7 @@ DOORS: dict[str, Callable[[Any, Any], object]] = {
     "update": lambda pixels, records: Brightness().update(pixels, records),
     "forward": lambda pixels, records: Brightness()(pixels, records),
 }
-SERVED = {"experts": {"judge": {"_target_": "src.rewards.shapes_judge.ShapesJudge"}}, "devices": {}}
+SERVED = {"experts": {"judge": {"_target_": "src.rewards.experts.shapes_judge.ShapesJudge"}}, "devices": {}}
 WRONG: dict[str, tuple[Any, Any, str]] = {
     "-1..1": (
         RIGHT * 2 - 1,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.rewards.llava_layout import SIGLIP_SO400M, llava_config, to_transformers
-from src.rewards.orm import ORM
-from src.rewards.weights import WeightsMismatch
+from src.rewards.experts.orm import ORM
+from src.rewards.vision.llava_layout import SIGLIP_SO400M, llava_config, to_transformers
+from src.rewards.vision.weights import WeightsMismatch
 from src.values import PromptRecord
 from tests.rewards.literal import below, linear, qwen2, siglip
 from tests.rewards.tiny_experts import orm as tiny

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from src.rewards.preprocess import fill_and_crop, fit_inside, normalise, pad_and_resize, resize
+from src.rewards.vision.preprocess import fill_and_crop, fit_inside, normalise, pad_and_resize, resize
 
 SIDES = st.integers(5, 40)
 

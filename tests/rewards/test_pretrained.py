@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src.hub import WeightsNotFound
-from src.rewards.frozen import FrozenModelExpert
-from src.rewards.weights import WeightsMismatch
+from src.rewards.vision.frozen import FrozenModelExpert
+from src.rewards.vision.weights import WeightsMismatch
 from tests.rewards.tiny_experts import detector, vqa
 
 Make = Callable[..., FrozenModelExpert]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from src.rewards.base import RewardError, WrongInput
 from src.rewards.ensemble import RewardEnsemble
-from src.rewards.experts import LocalExperts
+from src.rewards.local import LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, RewardServerError, is_loopback
 from src.rewards.wire import Limits, decode_request, encode_answer
 from tests.rewards.toy import Brightness, Glare, NamedChannel, about, flat_images

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from src.rewards.base import RewardError
-from src.rewards.experts import LocalExperts
-from src.rewards.guard import Admission, Guard
-from src.rewards.server import ScoringAPI, scored_together
+from src.rewards.local import LocalExperts
 from src.rewards.wire import CONTENT_TYPE, Limits, ScoreRequest, decode_answers, encode_request
+from src.serve_rewards.guard import Admission, Guard
+from src.serve_rewards.server import ScoringAPI, scored_together
 from src.values import PromptRecord
 from tests.rewards.toy import Brightness, NamedChannel, about, flat_images
 
@@ -196,7 +196,7 @@ def test_without_a_token_all_may_ask_in_the_protocols_kind() -> None:
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.rewards import guard
+    from src.serve_rewards import guard
 
     compared: list[tuple[bytes, bytes]] = []
     monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.rewards.detection import Detections, corners
-from src.rewards.spatial import LOCALITIES, NEAR_DISTANCE, position_score, spatial_score
+from src.rewards.vision.detection import Detections, corners
+from src.rewards.vision.spatial import LOCALITIES, NEAR_DISTANCE, position_score, spatial_score
 from src.values import SpatialRelation
 
 TWELVE = (

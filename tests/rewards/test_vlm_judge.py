@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from src.rewards.vlm_judge import VLMJudge
-from src.rewards.weights import WeightsMismatch
+from src.rewards.experts.vlm_judge import VLMJudge
+from src.rewards.vision.weights import WeightsMismatch
 from src.values import PromptRecord
 from tests.rewards.tiny_experts import vlm_judge as tiny
 from tests.rewards.tiny_experts.qwen_vl import write_qwen_vl

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.rewards.weights import WeightsMismatch, as_dtype, check_fit, read_checkpoint
+from src.rewards.vision.weights import WeightsMismatch, as_dtype, check_fit, read_checkpoint
 
 
 def test_dtypes_have_their_torch_names() -> None:

@@ -23,7 +23,7 @@ from src.data.records import parse_record
 from src.rewards import wire
 from src.rewards.base import RewardError
 from src.rewards.ensemble import eight_bit
-from src.rewards.experts import ExpertFacts, ExpertScores
+from src.rewards.local import ExpertFacts, ExpertScores
 from src.rewards.wire import Limits, TooLarge, WireError, decode_request, encode_request
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 from tests.rewards.toy import about, flat_images

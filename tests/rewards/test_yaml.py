@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from src.build import build_rewards
-from src.cli import compose
-from src.config import UserError
+from src.cli.compose import compose
+from src.config.errors import UserError
 from src.rewards.ensemble import RewardEnsemble
 from tests.rewards.tiny_experts import aesthetic, clip_score, hps, orm, vlm_judge
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.rewards.yes_no import AnswerTokens, answer_tokens, yes_probability
+from src.rewards.vision.yes_no import AnswerTokens, answer_tokens, yes_probability
 from tests.rewards.tiny_experts.text import qwen_tokenizer
 
 LOGITS = st.lists(st.floats(-80, 80, width=32), min_size=6, max_size=6)

@@ -21,7 +21,7 @@ from src.rollout.decode import decode
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import group_keys, uniforms
 from src.shapes.splits import split_prompts
-from src.training.statistics import level_statistics
+from src.training.token_statistics import level_statistics
 from src.values import IMAGE, LevelOutput, LinearHead, Sampling, TokenContext
 from tests.policies.tiny import tiny_policy
 

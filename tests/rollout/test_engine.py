@@ -16,7 +16,7 @@ from src.rollout.decode import decode
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
 from src.rollout.noise import group_keys, uniforms
 from src.rollout.rows import row_limit, spans
-from src.training.statistics import level_statistics, score_level
+from src.training.token_statistics import level_statistics, score_level
 from src.values import IMAGE, PLAN, Sampling, TokenContext
 from tests.policies.tiny import exact_norms, exact_policy, tiny_janus, tiny_policy
 from tests.policies.toy import ToyPolicy

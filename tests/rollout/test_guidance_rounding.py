@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import Objective, operations
 from src.rollout.decode import decode
-from src.training.statistics import head_arguments, level_statistics
+from src.training.token_statistics import head_arguments, level_statistics
 from src.values import IMAGE, LevelOutput, LinearHead, Sampling, TokenContext, TokenLevel
 
 ROWS, TOKENS, WIDTH, CODES = 6, 12, 16, 40

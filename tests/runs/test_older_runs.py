@@ -57,7 +57,7 @@ def test_it_resumes(run: Path) -> None:
 
 
 def test_what_it_trained_paints(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.generate import main
+    from src.generate.command import main
 
     out = tmp_path / "out"
     words = ["prompts=two green squares", f"run={run}", "n=1", f"out={out}", "progress_bar=false"]

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from src.rewards.shapes_judge import ShapesJudge
+from src.rewards.experts.shapes_judge import ShapesJudge
 from src.shapes.judge import ASPECTS, judge, recognise
 from src.shapes.scenes import render
 from src.shapes.worlds import SMALL, ObjectKind

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.rewards.shapes_judge import ShapesJudge
+from src.rewards.experts.shapes_judge import ShapesJudge
 from src.shapes.grammar import format_plan, parse_plan
 from src.shapes.judge import judge, judge_labels, recognise
 from src.shapes.known import completed

@@ -15,7 +15,7 @@ import torch
 
 import src  # noqa: F401 (before the packages it mends)
 from src.data.module import PromptDataModule
-from src.sharding import whole
+from src.policies.dtensors import whole
 from src.training.loop import GroupedRolloutLoop
 from src.training.module import BiCoTModule
 from src.training.sharded import ShardedStrategy

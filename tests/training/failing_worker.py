@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from src import cli
+from src.cli import command as cli
 from src.train import COMMAND
 from src.training.module import BiCoTModule
 

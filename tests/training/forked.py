@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Imported here so that no fork has to.
-import src.session  # noqa: F401
-from src import cli
+import src.training.session  # noqa: F401
+from src.cli import command as cli
 from src.train import COMMAND
 
 

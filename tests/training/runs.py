@@ -66,7 +66,7 @@ def overrides(world: Path, run: Path | None, **settings: Any) -> list[str]:
 
 def train(world: Path, run: Path | None, **settings: Any) -> int:
     """One run in this process; returns the exit code."""
-    from src import cli
+    from src.cli import command as cli
     from src.train import COMMAND
 
     return cli.run(COMMAND, overrides(world, run, **settings))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src import cli
-from src.config import UserError
+from src.cli import command as cli
+from src.config.errors import UserError
 from tests.training.runs import metrics_rows, train, write_world
 from tests.training.test_kills import SETTINGS
 

@@ -12,7 +12,7 @@ from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble, eight_bit
 from src.training.loop import experience_metrics
 from src.training.options.length_penalty import penalise_unfinished
-from src.training.statistics import score_level
+from src.training.token_statistics import score_level
 from src.values import IMAGE, PLAN, RewardReport
 from tests.policies.tiny import tiny_policy
 from tests.policies.toy import ToyPolicy

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from src.resume import checkpoint_state
-from src.training.sound_files import damage
+from src.runs.resume import checkpoint_state
+from src.runs.sound_files import damage
 from tests.training.forked import forked
 from tests.training.runs import overrides, train, write_world
 from tests.training.test_kills import SETTINGS, assert_nothing_half_written
@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_sound_one(run: Path, wo
     log = run.parent / "log"
 
     def kill_after_one_more() -> None:
-        from src.training.checkpoint_io import SoundCheckpointIO
+        from src.runs.checkpoint_io import SoundCheckpointIO
 
         original = SoundCheckpointIO.save_checkpoint
 
@@ -134,7 +134,7 @@ def test_a_disk_that_fills_up(small_disk: Path, world: Path, finished: Path, tmp
     command = overrides(world, run, **SETTINGS)
 
     def fill_at_the_second() -> None:
-        from src.training.checkpoint_io import SoundCheckpointIO
+        from src.runs.checkpoint_io import SoundCheckpointIO
 
         original, saved = SoundCheckpointIO.save_checkpoint, []
 

@@ -13,7 +13,7 @@ import torch
 
 from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
-from src.training.evaluation import EvaluationSettings, evaluate
+from src.training.held_out import EvaluationSettings, evaluate
 from src.training.loop import _measured, experience_metrics
 from src.training.ranks import Ranks
 from src.training.update import shown

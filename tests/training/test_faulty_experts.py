@@ -44,7 +44,7 @@ def command(world: Path, run: Path, fault: str, **settings: Any) -> list[str]:
 def test_the_expert_the_prompt_and_the_step_are_named(
     fault: str, problem: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src import cli
+    from src.cli import command as cli
     from src.train import COMMAND
 
     run = tmp_path / "run"

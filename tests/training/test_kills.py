@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import phases
-from src.training.sound_files import damage, digests
+from src.runs import phases
+from src.runs.sound_files import damage, digests
 from tests.training.forked import forked
 from tests.training.runs import overrides, write_world
 from tests.training.test_resume import assert_same_end

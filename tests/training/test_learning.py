@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src import cli
+from src.cli import command as cli
 from src.train import COMMAND
 from tests.training.runs import metrics_rows
 

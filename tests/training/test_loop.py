@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from src.training.collect import NonFiniteError
-from src.training.evaluation import EvaluationSettings, evaluate
+from src.training.held_out import EvaluationSettings, evaluate
 from src.training.update import shown
 from src.values import IMAGE, PLAN, PromptBatch, PromptRecord
 from tests.policies.toy import ToyDecoder, ToyPolicy

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from src.resume import checkpoint_state
+from src.runs.resume import checkpoint_state
 from src.training import stall_watch
 from tests.training.runs import command, environment, metrics_rows, run_process, summary, write_world
 from tests.training.test_kills import SETTINGS, assert_nothing_half_written

@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.cli import compose
-from src.launched import can_tell, is_first, job_name, tell, told
+from src.cli.compose import compose
+from src.runs.launched import can_tell, is_first, job_name, tell, told
 from tests.training.runs import (
     environment,
     metrics_rows,

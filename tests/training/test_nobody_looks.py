@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from src.closed_output import watched_output
+from src.cli.closed_output import watched_output
 from src.training.callbacks.graceful import GracefulStop, StopRequested
 from tests.training.runs import command, environment, metrics_rows, overrides, summary, train, write_world
 from tests.training.test_resume import assert_same_end, at_batch

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.cli import Command, run
+from src.cli.command import run
+from src.cli.compose import Command
 from src.policies.base import EngineSettings
 from src.training.module import BiCoTModule
 from src.training.out_of_memory import DoesNotFit, give_up_cache, is_out_of_memory, memory_told, smaller_microbatch

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from src.folder_lock import LOCK
+from src.runs.folder import RunFolder
+from src.runs.folder_lock import LOCK
 from src.training.callbacks.logs import StepLogs
-from src.training.run_folder import RunFolder
 from tests.training.forked import forked
 from tests.training.runs import overrides, summary, train, write_world
 from tests.training.test_resume import Killed, assert_same_end

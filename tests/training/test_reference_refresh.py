@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.policies.base import RefreshableReference
 from src.training.loop import GroupedRolloutLoop
-from src.training.statistics import score_level
+from src.training.token_statistics import score_level
 from tests.policies.tiny import tiny_policy
 from tests.training.lightning_pieces import toy_module
 from tests.training.pieces import OPERATIONS, update_settings

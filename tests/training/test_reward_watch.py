@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from src.training.callbacks import RewardWatch
 from src.training.callbacks.reward_watch import NEVER_VARIES_AFTER, trend
-from src.training.evaluation import Sample, told_nothing
+from src.training.held_out import Sample, told_nothing
 
 NOISE = 0.1
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.training.statistics import row_chunks, score_level
+from src.training.token_statistics import row_chunks, score_level
 from src.values import IMAGE, LEVELS, PLAN
 from tests.memory_meter import AliveBytes
 from tests.policies.tiny import exact_policy, tiny_policy

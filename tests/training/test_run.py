@@ -159,9 +159,9 @@ def test_full_finetuning_moves_the_language_model_and_nothing_else(full_run: Pat
 
 
 def test_full_finetuning_leaves_vision_and_generation_side_alone(world: Path, tmp_path: Path) -> None:
-    from src.cli import compose
-    from src.session import Session
-    from src.training.run_folder import RunFolder
+    from src.cli.compose import compose
+    from src.runs.folder import RunFolder
+    from src.training.session import Session
     from tests.training.runs import overrides
 
     config = compose(overrides(world, tmp_path / "run", model__lora="null", optim__lr=1e-2, trainer__max_steps=2))

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src import cli
-from src.config import UserError
+from src.cli import command as cli
+from src.config.errors import UserError
 from src.loggers.mlflow_journal import read_journal
-from src.resume import checkpoint_state
-from src.training.run_files import read_before, read_metrics, read_rollouts, read_summary, read_weights
-from src.training.run_folder import RunFolder
+from src.runs.files import read_before, read_metrics, read_rollouts, read_summary, read_weights
+from src.runs.folder import RunFolder
+from src.runs.resume import checkpoint_state
 from tests.training.runs import metrics_rows, train, write_world
 
 GARBAGE = {
@@ -267,7 +267,7 @@ def test_best_weights_of_another_form(
 def test_compare_says_it_too(
     name: str, damage: str, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src.compare import COMMAND
+    from src.compare.command import COMMAND
 
     (run.path / name).write_bytes(GARBAGE[damage])
     assert cli.run(COMMAND, [f"runs={run.path}", f"out={tmp_path / 'out'}"]) == 2
@@ -277,7 +277,7 @@ def test_compare_says_it_too(
 
 
 def test_a_score_that_is_no_number(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.compare import COMMAND
+    from src.compare.command import COMMAND
 
     path = run.test_samples("after")
     line = json.loads(path.read_text().splitlines()[0]) | {"reward": "high"}
@@ -288,7 +288,7 @@ def test_a_score_that_is_no_number(run: RunFolder, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("name", ["metrics.csv", "mlflow.json", "summary.json"])
 def test_upload_says_it_too(name: str, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.upload_metrics import COMMAND
+    from src.upload_metrics.command import COMMAND
 
     (run.path / name).write_bytes(GARBAGE["binary"])
     arguments = [f"run={run.path}", f"tracking_uri=sqlite:///{tmp_path / 'm.db'}"]
@@ -297,7 +297,7 @@ def test_upload_says_it_too(name: str, run: RunFolder, tmp_path: Path, capsys: p
 
 
 def test_export_says_it_too(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.export import COMMAND
+    from src.export.command import COMMAND
 
     run.summary.write_bytes(GARBAGE["binary"])
     assert cli.run(COMMAND, [f"run={run.path}", f"out={tmp_path / 'out'}"]) == 2
@@ -306,8 +306,8 @@ def test_export_says_it_too(run: RunFolder, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_run_that_is_going_on_is_not_uploaded(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.folder_lock import owned
-    from src.upload_metrics import COMMAND
+    from src.runs.folder_lock import owned
+    from src.upload_metrics.command import COMMAND
 
     with owned(run.path, "the run"):
         assert cli.run(COMMAND, [f"run={run.path}"]) == 2

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from src.config import UserError
-from src.resume import Choice, choose, sound_checkpoint
-from src.run_place import placed
-from src.training.metrics_file import MetricsFile
-from src.training.run_folder import RunFolder, newest_unfinished, write_json, write_text
-from src.training.sound_files import CannotSave, partial_path
+from src.config.errors import UserError
+from src.runs.folder import RunFolder, newest_unfinished, write_json, write_text
+from src.runs.metrics_file import MetricsFile
+from src.runs.place import placed
+from src.runs.resume import Choice, choose, sound_checkpoint
+from src.runs.sound_files import CannotSave, partial_path
 
 STARTED = 1_735_732_800.0
 

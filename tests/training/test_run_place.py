@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from src.config import UserError
-from src.folder_lock import LOCK, owned
-from src.run_place import placed
-from src.training.run_folder import RunFolder, newest_unfinished
+from src.config.errors import UserError
+from src.runs.folder import RunFolder, newest_unfinished
+from src.runs.folder_lock import LOCK, owned
+from src.runs.place import placed
 from tests.test_folder_lock import another_owner
 from tests.training.runs import train, write_world
 from tests.training.test_run_folder import STARTED, begin, config, make_run
@@ -56,7 +56,7 @@ def test_so_do_processes_that_start_together(tmp_path: Path) -> None:
 
 def test_the_jobs_of_a_sweep_keep_their_numbers_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`resume=auto` finds a job's folder by it."""
-    monkeypatch.setattr("src.run_place.job_suffix", lambda: "-1")
+    monkeypatch.setattr("src.runs.place.job_suffix", lambda: "-1")
     with ExitStack() as stack:
         names = [stack.enter_context(placed(config(tmp_path), STARTED)).folder.path.name for _ in range(2)]
     assert [re.sub(STAMP, "exp", name) for name in names] == ["exp-1", "exp.2-1"]

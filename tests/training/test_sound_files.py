@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.training import sound_files
-from src.training.sound_files import (
+from src.runs import sound_files
+from src.runs.sound_files import (
     CannotSave,
     DamagedFile,
     checksum_path,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src import cli
 from src.algorithms import names
 from src.algorithms.checks import STEERING_DEFAULTS
 from src.build import build_algorithm
-from src.cli_errors import group_options
-from src.config import CONFIGS, AlgorithmConfig
+from src.cli import command as cli
+from src.cli.errors import group_options
+from src.config.schema import CONFIGS, AlgorithmConfig
 from src.train import COMMAND
 from tests.conftest import ROOT
 from tests.training.runs import (

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from src.phases import phase
+from src.runs.phases import phase
 from src.training.callbacks.validation import BestByValidation
 from src.training.module import BiCoTModule
 

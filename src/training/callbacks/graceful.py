@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from src.training.console import say
+from src.runs.console import say
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Somebody asks for these; a hang-up only says that nobody looks any more, and often comes twice, or with a SIGTERM.

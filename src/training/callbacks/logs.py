@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from src.training.metrics_file import MetricsFile
+from src.runs.files import read_rollouts
+from src.runs.folder import write_text
+from src.runs.metrics_file import MetricsFile
+from src.runs.sound_files import saving
 from src.training.module import BiCoTModule
-from src.training.run_files import read_rollouts
-from src.training.run_folder import write_text
-from src.training.sound_files import saving
 from src.values import PromptBatch
 
 

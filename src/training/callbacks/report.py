@@ -14,21 +14,21 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from src.output_folder import replaced_whole
-from src.phases import phase
 from src.rewards.base import RewardError
+from src.runs.console import say
+from src.runs.files import read_before
+from src.runs.folder import RunFolder, write_json, write_text
+from src.runs.metrics_file import MetricsFile
+from src.runs.output_folder import replaced_whole
+from src.runs.phases import phase
+from src.runs.provenance import git_commit, peak_memory, versions
+from src.runs.sound_files import saving
 from src.training.callbacks.graceful import GracefulStop
 from src.training.callbacks.reward_watch import RewardWatch
 from src.training.callbacks.validation import BestByValidation, load_weights
-from src.training.console import say
-from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, pictures
-from src.training.metrics_file import MetricsFile
+from src.training.held_out import Evaluation, EvaluationSettings, evaluate, pictures
 from src.training.module import BiCoTModule
 from src.training.pictures import sheet
-from src.training.provenance import git_commit, peak_memory, versions
-from src.training.run_files import read_before
-from src.training.run_folder import RunFolder, write_json, write_text
-from src.training.sound_files import saving
 from src.values import PromptRecord
 
 # What a run cost, as its summary and its loggers name it.

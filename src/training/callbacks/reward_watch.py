@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from src.training.console import say
+from src.runs.console import say
 from src.training.module import BiCoTModule
 
 # Prompt batches after which an expert that never told two rollouts of a prompt apart is reported.

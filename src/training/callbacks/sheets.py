@@ -9,9 +9,9 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, stack
 
-from src.training.evaluation import SampledBatch
+from src.runs.sound_files import saving
+from src.training.held_out import SampledBatch
 from src.training.pictures import sheet
-from src.training.sound_files import saving
 from src.values import PromptRecord
 
 KEY = "validation"  # the pictures' name at the loggers

@@ -10,17 +10,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from src.config import UserError
-from src.phases import phase
+from src.config.errors import UserError
 from src.rewards.base import RewardError
-from src.training.callbacks.graceful import GracefulStop, StopRequested
-from src.training.callbacks.reward_watch import RewardWatch
-from src.training.callbacks.sheets import ValidationSheets
-from src.training.console import say
-from src.training.evaluation import Evaluation, EvaluationSettings, evaluate, told_nothing
-from src.training.module import BiCoTModule
-from src.training.run_files import read_weights
-from src.training.sound_files import (
+from src.runs.console import say
+from src.runs.files import read_weights
+from src.runs.phases import phase
+from src.runs.sound_files import (
     file_digest,
     partial_path,
     put_in_place,
@@ -28,6 +23,11 @@ from src.training.sound_files import (
     saving,
     sync_file,
 )
+from src.training.callbacks.graceful import GracefulStop, StopRequested
+from src.training.callbacks.reward_watch import RewardWatch
+from src.training.callbacks.sheets import ValidationSheets
+from src.training.held_out import Evaluation, EvaluationSettings, evaluate, told_nothing
+from src.training.module import BiCoTModule
 from src.values import PromptRecord
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels import Operations, TokenStatistics
 from src.algorithms.kl import kl_estimate, penalised_reward
 from src.policies.base import Decoder
-from src.training.statistics import joined_statistics, level_statistics, row_chunks, sampled_logp
+from src.training.token_statistics import joined_statistics, level_statistics, row_chunks, sampled_logp
 from src.values import LevelOutput, TokenLevel
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.models import register_model
 from torch import Tensor
 
-from src.rewards.aesthetic import Aesthetic
+from src.rewards.experts.aesthetic import Aesthetic
 from tests.rewards.tiny_experts.text import prompts
 
 EXPERT, SIDE, records = Aesthetic, 12, prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from src.rewards.clip_score import ClipScore
+from src.rewards.experts.clip_score import ClipScore
 from tests.rewards.tiny_experts.text import clip_tokenizer, prompts
 
 EXPERT, SIDE, records = ClipScore, 12, prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 
-from src.rewards.detector import Detector
+from src.rewards.experts.detector import Detector
 from src.values import ObjectCount, PromptRecord, SpatialRelation
 from tests.rewards.tiny_experts.bert import SIZE, bert_tokenizer
 

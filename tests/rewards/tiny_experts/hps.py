@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from src.rewards.clip_layout import ClipSizes
-from src.rewards.hps import HPS
+from src.rewards.experts.hps import HPS
+from src.rewards.vision.clip_layout import ClipSizes
 from tests.rewards.tiny_experts.text import clip_tokenizer, prompts
 
 EXPERT, SIDE, records = HPS, 12, prompts

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from src.rewards.orm import ORM
+from src.rewards.experts.orm import ORM
 from tests.rewards.tiny_experts.text import prompts, qwen_tokenizer
 
 EXPERT, SIDE, records = ORM, 12, prompts

@@ -13,7 +13,7 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
 )
 
-from src.rewards.vlm_judge import VLMJudge
+from src.rewards.experts.vlm_judge import VLMJudge
 from tests.rewards.tiny_experts.text import prompts, qwen_tokenizer
 
 EXPERT, SIDE, records = VLMJudge, 12, prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import GitConfig, GitForCausalLM
 
-from src.rewards.git_vqa import GitVqa
+from src.rewards.experts.git_vqa import GitVqa
 from src.values import PromptRecord
 from tests.rewards.tiny_experts.bert import SIZE, bert_tokenizer
 

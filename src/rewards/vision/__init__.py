@@ -1,0 +1,1 @@
+"""What the judges share: checkpoints, layouts of their networks, preprocessing, boxes."""
