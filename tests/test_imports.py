@@ -14,93 +14,66 @@ from tests.conftest import ROOT
 # What each room of src/ may import of this project besides itself. A dotted name allows that module and
 # everything below it; `src.policies.base` therefore means: the protocol, not an implementation.
 REWARDS = ("src.rewards.base", "src.rewards.ensemble")
+CONFIG, RUNS = "src.config", "src.runs"
 ROOMS: dict[str, tuple[str, ...]] = {
     "values": (),
-    "phases": (),
-    "compat": (),
     "hub": (),
-    "masking": (),
-    "setting": (),
-    "config": ("src.values", "src.config.setting"),
+    "images": (),
+    "intervals": (),
+    "text": (),
     # Of each room only the list of what a config may call there.
-    "factories": ("src.data", "src.loggers", "src.policies", "src.rewards"),
-    "allowed_targets": ("src.config.schema", "src.config.factories"),
-    "config_entries": ("src.config.schema", "src.config.setting", "src.config.sources"),
-    "config_checks": (
-        *(
-            "src.config.schema",
-            "src.config.commands",
-            "src.config.setting",
-            "src.config.allowed_targets",
-            "src.config.factories",
-            "src.config.masking",
-        ),
-    ),
+    "config": ("src.data", "src.loggers", "src.policies", "src.rewards"),
+    "cli": (CONFIG, RUNS, "src.values", "src.data", "src.loggers.mlflow_logger", "src.training.out_of_memory"),
+    "runs": (CONFIG,),
     "algorithms": ("src.values", "kernels"),
-    "sharding": (),
-    "user_text": (),
-    "bounded_child": (),
-    "bounded_work": (),
-    "chat_templates": ("src.text.bounded_work",),
-    "policies": (
-        *(
-            "src.values",
-            "src.hub",
-            "src.policies.dtensors",
-            "src.text.user_text",
-            "src.text.chat_templates",
-            "src.text.bounded_work",
-        ),
-        "kernels",
-    ),
-    "rewards": ("src.values", "src.runs.phases", "src.hub", "src.text.user_text", "src.text.chat_templates"),
+    "policies": ("src.values", "src.hub", "src.text", "kernels"),
+    "rewards": ("src.values", "src.runs.phases", "src.hub", "src.text"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),
     "rollout": ("src.values", "src.runs.phases", "src.policies.base", "kernels"),
-    "loggers": ("src.config.schema", "src.training", "src.config.allowed_targets", "src.config.masking"),
-    "images": (),
-    "intervals": (),
+    "loggers": (CONFIG, RUNS),
     "geneval": (),
-    # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
-    "benchmarks": ("src.config.schema", "src.runs.folder_lock", "src.data", "src.images", "src.geneval.requirements"),
-    "evaluation": ("src.values", "src.intervals", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
-    "comparison": (
-        "src.config.schema",
-        "src.intervals",
-        "src.cli.errors",
-        "src.runs.config",
-        "src.loggers.facts",
-        "src.loggers.store",
-        "src.loggers.mlflow_journal",
-        "src.runs.folder",
-        "src.runs.files",
-    ),
     "training": (
-        "src.values",
-        "src.runs.phases",
-        "src.config.schema",
-        "src.config.masking",
-        "src.runs.output_folder",
-        "src.policies.dtensors",
-        "src.algorithms",
-        "src.rollout",
-        "src.policies.base",
-        *REWARDS,
-        "kernels",
+        *("src.values", CONFIG, RUNS, "src.algorithms", "src.rollout", "src.policies.base", "src.policies.dtensors"),
+        *(*REWARDS, "kernels"),
     ),
 }
 # Single modules that may do more than their room.
 EXTRA: dict[str, tuple[str, ...]] = {
     "src": ("src.cli.compat",),
+    # The lists of factories are the rooms' `__init__`; the rooms themselves are out of reach for the schema.
     "src.rewards.experts.shapes_judge": ("src.shapes",),
     # A served prompt record is written as prompt files are, and read by the same function.
     "src.rewards.wire": ("src.data.records",),
+    "src.rewards.entries": ("src.config.errors",),
     # The warm start of the drawn world's checkpoint is taught on the very texts the policy will read.
     "src.shapes.sampler": ("src.policies.contexts",),
     "src.shapes.warmstart": ("src.policies.contexts",),
+    # What a user gave is checked with the policy's own eyes, and answered as wrong input.
+    "src.policies.loaded": ("src.config.errors",),
+    "src.policies.prompt_checks": (CONFIG, "src.rewards.ensemble"),
+    # The weights of a checkpoint are compared by their shapes before any is loaded.
+    "src.runs.resume": ("src.policies.weight_files",),
+    # The run put together, and the memory it will take: they see the implementations.
+    "src.training.session": ("src.build", "src.cli.closed_output", "src.loggers", "src.policies"),
+    "src.training.preflight": ("src.build", "src.policies"),
+    "src.training.memory": ("src.policies",),
 }
-# Recipes inside a room and packages that are run, not imported: entry points, which see everything.
-ENTRY_POINTS = ("src.shapes.pretrain", "src.benchmark", "src.demo")
+# Rooms of commands, what they share, and a recipe: they see everything but each other's commands.
+COMMANDS = (
+    *("train", "generate", "evaluate", "compare", "export", "serve_rewards", "demo", "benchmark"),
+    *("benchmark_images", "score_geneval", "upload_metrics"),
+)
+# What the modules beside a command may import, where that is little.
+PARTS: dict[str, tuple[str, ...]] = {
+    # Layouts and prompts of public benchmarks: no model, and of GenEval's scorer only what its prompts may ask for.
+    "benchmark_images": (CONFIG, "src.runs.folder_lock", "src.data", "src.images", "src.geneval.requirements"),
+    "compare": (CONFIG, RUNS, "src.intervals", "src.cli.errors", "src.loggers"),
+    "evaluate": ("src.values", "src.intervals", "src.rollout", "src.policies.base", *REWARDS, "src.training"),
+}
+# It loads what is compared.
+WHOLE = ("src.evaluate.contestants",)
+ENTRY_POINTS = ("src.build", "src.trained", "src.shapes.pretrain", *(f"src.{name}" for name in COMMANDS))
 # The kernels stand alone; the benchmark may also use what it compares with.
 KERNELS_THIRD_PARTY = {"torch", "triton"}
 KERNELS_BENCHMARK = "kernels.benchmark"
@@ -138,6 +111,13 @@ def imports(file: Path, root: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{base}.{alias.name}" if is_module else base
 
 
+def top_imports(file: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """`imports`, of those alone that run when the module is imported."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    lines = {line for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) for line in (node.lineno,)}
+    return ((line, name) for line, name in imports(file, root) if line in lines)
+
+
 def allowed(importer: str, imported: str) -> bool:
     """Whether module `importer` of src or kernels may import module `imported`."""
     top, name = importer.partition(".")[0], imported.partition(".")[0]
@@ -149,10 +129,19 @@ def allowed(importer: str, imported: str) -> bool:
     room = importer.split(".")[1] if "." in importer else ""
     if room == "values" and name not in sys.stdlib_module_names:
         return name == "torch"
-    if name not in ("src", "kernels") or below(importer, ENTRY_POINTS):
+    if name not in ("src", "kernels"):
         return True
-    if importer != "src" and room not in ROOMS:
-        return True  # train.py, generate.py, ...: entry points see everything
+    if imported == "src.train" or (imported.endswith((".command", ".__main__")) and imported != "src.cli.command"):
+        return importer == f"src.{room}.__main__"  # nothing imports a command but what runs it
+    beside = room in PARTS and importer not in (f"src.{room}.command", f"src.{room}.__main__", *WHOLE)
+    if below(importer, ENTRY_POINTS) and not beside:
+        return True
+    if beside:
+        return below(imported, (*PARTS[room], f"src.{room}"))
+    if importer == "src.config.factories":
+        return (below(imported, ROOMS["config"]) and imported.count(".") == 1) or below(imported, ("src.config",))
+    if room == "config":
+        return below(imported, ("src.config",))
     return below(imported, (*ROOMS.get(room, ()), *EXTRA.get(importer, ()), *([f"src.{room}"] if room else [])))
 
 
@@ -172,10 +161,26 @@ def test_imports_run_one_way() -> None:
 
 
 def test_every_room_is_listed() -> None:
-    """A new folder of src/ would otherwise pass as an entry point."""
-    rooms = {path.name for path in (ROOT / "src").iterdir() if (path / "__init__.py").is_file()}
-    entry_points = {name.removeprefix("src.") for name in ENTRY_POINTS}
-    assert rooms <= set(ROOMS) | entry_points
+    """A new folder or module of src/ would otherwise pass as one that may import nothing, or everything."""
+    rooms = {path.stem for path in (ROOT / "src").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms == {"__init__", "build", "trained", *ROOMS, *COMMANDS}
+
+
+def test_the_root_of_src_is_small() -> None:
+    assert len(list((ROOT / "src").glob("*.py"))) <= 8
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports at the top of a module; one inside a function waits until it is called."""
+    graph = {
+        module_name(file, ROOT): {name for _, name in top_imports(file, ROOT)} - {module_name(file, ROOT)}
+        for top in ("src", "kernels")
+        for file in (ROOT / top).rglob("*.py")
+    }
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert graph == {}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +209,11 @@ def test_every_room_is_listed() -> None:
         ("src/training/loop.py", "from src import train", "src.train"),
         ("src/values.py", "from src.data import jsonl", "src.data.jsonl"),
         ("src/values.py", "import lightning", "lightning"),
+        ("src/config/schema.py", "import src.rewards", "src.rewards"),
+        ("src/config/factories.py", "from src.rewards.base import RewardExpert", "src.rewards.base"),
+        ("src/runs/folder.py", "import src.training.loop", "src.training.loop"),
+        ("src/trained.py", "from src import train", "src.train"),
+        ("src/evaluate/command.py", "from src.generate.command import generate", "src.generate.command"),
         ("src/train.py", "from experiments import study", "experiments.study"),
         ("src/train.py", "import tests.conftest", "tests.conftest"),
         ("src/__init__.py", "from src.values import Sampling", "src.values"),
@@ -213,7 +223,17 @@ def test_every_room_is_listed() -> None:
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, imported: str) -> None:
-    modules = ["rollout/decode", "training/loop", "data/jsonl", "shapes/judge", "policies/janus", "train", "values"]
+    modules = [
+        "generate/command",
+        "rewards/base",
+        "rollout/decode",
+        "training/loop",
+        "data/jsonl",
+        "shapes/judge",
+        "policies/janus",
+        "train",
+        "values",
+    ]
     for name in [*(f"src/{module}.py" for module in modules), "experiments/study.py", "kernels/__init__.py", file]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -231,7 +251,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, impo
         ("src/rewards/experts/shapes_judge.py", "from src.shapes.judge import judge"),
         ("src/train.py", "from src.training.loop import x\nimport src.policies.janus"),
         ("src/shapes/pretrain.py", "from src.training.loop import x"),
-        ("src/__init__.py", "from src import compat"),
+        ("src/__init__.py", "from src.cli import compat"),
         ("kernels/fused.py", "import math\nimport triton.language as tl\nfrom kernels import reference"),
         ("kernels/benchmark.py", "import liger_kernel"),
     ],
@@ -239,6 +259,6 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, impo
 def test_what_is_allowed_passes(tmp_path: Path, file: str, code: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(code + "\n")
-    (tmp_path / "src").mkdir(exist_ok=True)
+    (tmp_path / "src/cli").mkdir(parents=True, exist_ok=True)
     (tmp_path / "src/cli/compat.py").touch()
     assert violations(tmp_path) == []
