@@ -235,6 +235,6 @@ def test_security_says_what_a_config_can_call() -> None:
         ("`logger`", "logger"),
     ):
         named = set(rows[place].replace("`", " ").replace(",", " ").replace(";", " ").split())
-        prefix = {"expert": "src.rewards.", "logger": "lightning.pytorch.loggers."}.get(slot, "")
+        prefix = {"expert": "src.rewards.experts.", "logger": "lightning.pytorch.loggers."}.get(slot, "")
         assert {name.removeprefix(prefix) for name in INVENTORY[slot]} <= named
         assert len([word for word in named if word[-1] not in ":."]) == len(INVENTORY[slot])

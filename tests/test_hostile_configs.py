@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from src import train
 from src.benchmark_images import command as benchmark_images
 from src.cli import command as cli
+from src.cli.compose import MLFLOW_EXPERIMENT
 from src.cli.prompt_source import PromptSource
 from src.compare import command as compare
 from src.evaluate import command as evaluate
@@ -256,7 +257,7 @@ def run_command(command: str, run: Path, out: Path) -> int:
     if command == "demo":
         pytest.importorskip("gradio")
     task, config, arguments, _ = COMMANDS[command]
-    spoken = cli.Command(command, "", (), task, config, own_words=cli.MLFLOW_EXPERIMENT)
+    spoken = cli.Command(command, "", (), task, config, own_words=MLFLOW_EXPERIMENT)
     return cli.run(spoken, arguments(run, out))
 
 

@@ -29,7 +29,7 @@ BASE, TRAINED = "base", "trained"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a side's pictures got: `entries` as `rewards.entries.scores` writes them, `best` the kept one."""
+    """What a side's pictures got: `entries` as `src.rewards.entries.scores` writes them, `best` the one that is kept."""
 
     entries: tuple[dict[str, Any], ...]
     best: int
@@ -48,7 +48,7 @@ class Studio:
     """Paints for visitors, one after the other, with the base and, if there is one, the trained model on it.
 
     policy: on its device, in evaluation mode. trained: whether `policy` is more than its base. sampling: as
-    `src.generate.choose_model` gives it; a visitor's guidance and temperature come before it. every: as in `looks`.
+    `src.trained.choose_model` gives it; a visitor's guidance and temperature come before it. every: as in `looks`.
     room: how long a prompt may be, and which words the model knows; None: unknown.
     """
 
