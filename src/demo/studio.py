@@ -29,7 +29,7 @@ BASE, TRAINED = "base", "trained"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a side's pictures got: `entries` as `src.rewards.entries.scores` writes them, `best` the one that is kept."""
+    """What a side's pictures got: `entries` as `rewards.entries.scores` writes them, `best` the one that is kept."""
 
     entries: tuple[dict[str, Any], ...]
     best: int

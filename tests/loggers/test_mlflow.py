@@ -287,7 +287,7 @@ class Blind:
     def __getattr__(self, name):
         return getattr(self.finder, name)
 sys.meta_path[:] = [Blind(finder) for finder in sys.meta_path]
-from src import cli
+from src.cli import command as cli
 from src.train import COMMAND
 code = cli.run(COMMAND, sys.argv[1:])
 assert not [name for name in sys.modules if name.partition(".")[0] == "mlflow"]

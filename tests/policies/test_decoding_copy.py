@@ -19,8 +19,8 @@ from src.values import IMAGE, PLAN
 from tests import tiny_run
 from tests.policies.test_sharded import change
 from tests.policies.tiny import tiny_policy
-from tests.test_memory import SHAPE
 from tests.training.pieces import OPERATIONS, collected, update_settings, updated
+from tests.training.test_memory import SHAPE
 
 
 def mixed_policy() -> Any:

@@ -22,8 +22,8 @@ from src.training.token_statistics import score_level
 from src.values import IMAGE, LEVELS, PLAN
 from tests.policies.published import published_policy
 from tests.policies.tiny import exact_policy, tiny_policy
-from tests.test_memory import SHAPE
 from tests.training.pieces import OPERATIONS, assert_same_gradients, collected, update_settings, updated
+from tests.training.test_memory import SHAPE
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a worker answers, and whom the guard lets through; a real server is in tests/test_serve_rewards.py."""
+"""What a worker answers, and whom the guard lets through; a real server is in tests/serve_rewards/test_command.py."""
 
 from __future__ import annotations
 

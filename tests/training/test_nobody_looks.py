@@ -198,7 +198,8 @@ def test_a_terminal_that_hangs_up(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [0, 1])
 def test_other_commands_end_quietly(lines: int) -> None:
     """Any command's page piped into something that reads little of it."""
-    code = "import sys; from src import cli; from src.compare import COMMAND; from dataclasses import replace;"
+    code = "import sys; from src.cli import command as cli; from dataclasses import replace;"
+    code += "from src.compare.command import COMMAND;"
     code += "sys.exit(cli.run(replace(COMMAND, task=lambda _: print('x\\n' * 100000) or 0), []))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()

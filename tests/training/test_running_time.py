@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 # how it goes on by `phases.progress` or stands still; in the second program it holds Python's lock.
 WATCHED = """
 import os, signal, sys, time
-from src import phases
+from src.runs import phases
 from src.training.watchdog import Watchdog
 seconds, passes, moving, suspends = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "moving", sys.argv[4]
 with Watchdog(seconds, lambda: "kept"):
@@ -36,7 +36,7 @@ print("done", flush=True)
 """
 HOLDING = """
 import ctypes, sys
-from src import phases
+from src.runs import phases
 from src.training.watchdog import Watchdog
 with Watchdog(1.0, lambda: "kept"), phases.phase("a long phase"):
     print("begun", flush=True)

@@ -14,7 +14,7 @@ from src.evaluate.figures import figures_of
 from src.evaluate.forest import Line, forest, svg, written
 from src.evaluate.table import write_samples
 from src.intervals import Estimate, Resampling
-from tests.evaluation.pieces import drawn
+from tests.evaluate.pieces import drawn
 
 REWARDS = {"base": [0.0, 0.5, 1.0], "a": [0.5, 0.5, 1.0], "b": [1.0, 1.0, 0.25]}
 KINDS = ["one", "one", "two"]

@@ -13,7 +13,7 @@ from src.compare.command import COMMAND
 from src.loggers.facts import RunFacts, run_parameters
 from src.loggers.mlflow_logger import MLflowLogger, start_parent
 from src.runs.folder import RunFolder
-from tests.comparison.runs import write_run
+from tests.compare.runs import write_run
 from tests.tiny_run import run_config
 
 

@@ -161,7 +161,7 @@ def test_the_shown_config_and_errors(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_unexpected_error_shows_no_secret(tmp_path: Path) -> None:
     program = (
-        "from src import cli\nfrom src.train import COMMAND\nfrom dataclasses import replace\n"
+        "from src.cli import command as cli\nfrom src.train import COMMAND\nfrom dataclasses import replace\n"
         "def fail(config): raise RuntimeError('cannot reach ' + config.logger.tracking_uri)\n"
         f"cli.run(replace(COMMAND, task=fail), ['logger.tracking_uri=https://me:{PLANTED}@h'])\n"
     )

@@ -20,7 +20,7 @@ from src.geneval.folder import read_folder
 from src.geneval.rules import RuleSettings
 from src.geneval.scoring import score
 from src.score_geneval import command as score_geneval
-from tests.benchmarks.prompts import written
+from tests.benchmark_images.prompts import written
 from tests.geneval.tiny import clip_folder, detector_folder
 
 LINES = [

@@ -15,7 +15,7 @@ from src.config.errors import UserError
 from src.config.interpolation_bounds import MAX_CHAIN, MAX_LOOKUPS, bounded
 from src.config.yaml_bounds import check_yaml
 from src.train import COMMAND
-from tests.test_run_config import aliases
+from tests.runs.test_config import aliases
 
 EXPERTS = "rewards:\n  experts:\n    a0: xx\n"
 

@@ -14,9 +14,9 @@ from src.config.errors import UserError
 from src.runs.folder import RunFolder, newest_unfinished
 from src.runs.folder_lock import LOCK, owned
 from src.runs.place import placed
-from tests.test_folder_lock import another_owner
+from tests.runs.test_folder import STARTED, begin, config, make_run
+from tests.runs.test_folder_lock import another_owner
 from tests.training.runs import train, write_world
-from tests.training.test_run_folder import STARTED, begin, config, make_run
 
 STAMP = r"exp-20\d{6}-\d{6}"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from src.benchmark_images.registry import BENCHMARKS
 from src.benchmark_images.t2i_compbench import file_name
 from src.data.records import PromptDataError
-from tests.benchmarks.prompts import COPIES, GENEVAL, WISE, jsonl, written
+from tests.benchmark_images.prompts import COPIES, GENEVAL, WISE, jsonl, written
 
 # n images a prompt -> every path with its prompt and samples, in the order they are painted.
 TREES: dict[str, tuple[int, list[tuple[str, str, tuple[int, ...]]]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.evaluate.figures import MEANINGS, figures_of
-from tests.evaluation.pieces import drawn
+from tests.evaluate.pieces import drawn
 
 
 def test_every_figure_of_two_prompts() -> None:

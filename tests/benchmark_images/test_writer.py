@@ -15,7 +15,7 @@ from src.benchmark_images.items import Benchmark, ImageFile
 from src.benchmark_images.registry import BENCHMARKS
 from src.benchmark_images.writer import Job, Written, grid, sample_seed, write_benchmark
 from src.config.errors import UserError
-from tests.benchmarks.prompts import COPIES
+from tests.benchmark_images.prompts import COPIES
 
 
 class Painter:

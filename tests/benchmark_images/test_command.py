@@ -12,7 +12,7 @@ from PIL import Image
 from src.benchmark_images import command as benchmark_images
 from src.benchmark_images import writer
 from src.cli import command as cli
-from tests.benchmarks.prompts import COPIES
+from tests.benchmark_images.prompts import COPIES
 from tests.tiny_run import lora_run
 
 

@@ -10,7 +10,7 @@ from src.compare import curves, render
 from src.compare.folders import find_runs, read_run
 from src.compare.table import Comparison, compare, differing
 from src.config.errors import UserError
-from tests.comparison.runs import write_run
+from tests.compare.runs import write_run
 
 
 def compared(root: Path, metric: str = "validation/reward", **settings: str) -> Comparison:

@@ -20,7 +20,7 @@ from src.export.command import refuse_links
 from src.train import COMMAND as TRAIN
 from src.trained import Source
 from tests.conftest import ROOT
-from tests.test_run_config import aliases
+from tests.runs.test_config import aliases
 from tests.tiny_run import SHORT, lora_run
 
 SECRET, TOKEN = "the-cloud-key-of-this-user", "reward-token-of-this-user"
