@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from src import algorithms
+from src import algorithms, rewards
 from src.config import factories
 from src.config.allowed_targets import check_config, check_part, factory
 from src.config.errors import UserError
-from src.config.factories import SLOTS
+from src.config.factories import MOVED, SLOTS
 from tests.conftest import ROOT
 
 INVENTORY: dict[str, set[str]] = {
@@ -238,3 +238,11 @@ def test_security_says_what_a_config_can_call() -> None:
         prefix = {"expert": "src.rewards.experts.", "logger": "lightning.pytorch.loggers."}.get(slot, "")
         assert {name.removeprefix(prefix) for name in INVENTORY[slot]} <= named
         assert len([word for word in named if word[-1] not in ":."]) == len(INVENTORY[slot])
+
+
+def test_what_moved_stands_where_the_table_says() -> None:
+    """Each old path leads to a factory, or to the one nested target there is, and no old path is a place of today."""
+    places = {name for names in INVENTORY.values() for name in names} | set(rewards.NESTED.values())
+    assert set(MOVED.values()) <= places
+    assert not MOVED.keys() & places
+    assert len(MOVED) == len(rewards.FACTORIES) + len(rewards.NESTED)
