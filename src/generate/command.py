@@ -2,7 +2,7 @@
 
 Plans and paints n pictures a prompt, with scores where an expert has something to say about the prompt. The
 folder `out` gets images/, grid.png and samples.jsonl. In float32 the same seed and prompt give the same picture,
-whatever other prompts are asked for with it; in bf16 with batch_size=1 (docs/ARCHITECTURE.md). The PNG files hold what
+whatever other prompts are asked for with it; in bf16 with batch_size=1 (docs/DECISIONS.md). The PNG files hold what
 they were made of and how. With best_of=8 each picture is the best of 8 candidates.
 
     python -m src.generate prompts="a red circle left of a blue square" run=runs/bicot_lora out=pictures

@@ -3,7 +3,7 @@
 The key is (run seed, stream, step, position of the prompt in the global batch, rollout, level, place).
 Batch composition, microbatch, rank and backend never enter: the noise of a rollout does not change with its
 neighbours nor with the number of ranks, and a resumed run draws the same. What the noise meets are the model's
-probabilities, whose rounding may depend on how many rows are decoded at once: docs/ARCHITECTURE.md says where that
+probabilities, whose rounding may depend on how many rows are decoded at once: docs/DECISIONS.md says where that
 changes tokens.
 """
 
