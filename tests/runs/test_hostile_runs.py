@@ -109,7 +109,7 @@ def run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str)
     }
     arguments = [*asked[command], *more]
     if command in ("generate", "evaluate"):
-        module = __import__(f"src.{command}", fromlist=["main"])
+        module = __import__(f"src.{command}.command", fromlist=["main"])
         monkeypatch.setattr("sys.argv", [command, *arguments])
         return int(module.main())
     if command == "demo":
@@ -120,7 +120,7 @@ def run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str)
     if command == "train":
         merged = {item.partition("=")[0]: item for item in arguments}
         return cli.run(TRAIN, list(merged.values()))
-    return cli.run(__import__(f"src.{command}", fromlist=["COMMAND"]).COMMAND, arguments)
+    return cli.run(__import__(f"src.{command}.command", fromlist=["COMMAND"]).COMMAND, arguments)
 
 
 COMMANDS = ("generate", "evaluate", "demo", "benchmark_images", "compare", "upload_metrics", "export", "train")
