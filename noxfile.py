@@ -6,12 +6,14 @@ Arguments after ``--`` go to pytest, mypy or the main job. In an environment tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +65,44 @@ def tests_faults(session: nox.Session) -> None:
     """Runs that are broken on purpose, and go on: docs/RELIABILITY.md."""
     _install(session, "-e", TEST_EXTRAS)
     session.run("pytest", "-m", "faults", *session.posargs, env=ONE_THREAD)
+
+
+# Everything that tests/lowest_versions.txt has a version of, and the tests that lean on other packages most: one or two
+# files a package, and a few whole runs. Kernels are left out, for torch and triton stay as installed.
+LOWEST_EXTRAS = ".[browser,cluster,datasets,demo,loggers,serve,test]"
+LOWEST_CORE = (
+    *("tests/data/test_hub_dataset.py", "tests/data/test_module.py"),
+    *("tests/policies/test_checkpoint.py", "tests/policies/test_export.py", "tests/policies/test_load.py"),
+    "tests/policies/test_adapter_kinds.py::test_every_setting_of_peft_is_known_or_refused",
+    "tests/policies/test_adapter_kinds.py::test_an_honoured_kind_is_what_peft_makes_of_it",
+    *("tests/policies/test_decoder.py", "tests/policies/test_special_tokens.py", "tests/rollout/test_engine.py"),
+    *("tests/rewards/test_aesthetic.py", "tests/rewards/test_clip_score.py", "tests/rewards/test_detector.py"),
+    *("tests/rewards/test_git_vqa.py", "tests/rewards/test_hps.py", "tests/rewards/test_vlm_judge.py"),
+    *("tests/rewards/test_connections.py", "tests/rewards/test_remote.py", "tests/serve_rewards"),
+    *("tests/geneval/test_colors.py", "tests/geneval/test_detector.py", "tests/shapes/test_checkpoint.py"),
+    *("tests/compare", "tests/loggers", "tests/training/test_loop.py", "tests/training/test_run.py"),
+    *("tests/test_hub.py", "tests/test_intervals.py", "tests/cli/test_sweep.py"),
+)
+
+
+def _torch_as_here() -> list[str]:
+    """torch, torchvision and triton at the versions that lie beside nox; nothing where there are none.
+
+    pip then looks at one version of each. Which build of torch it takes, for a card or the CPU, is up to its index.
+    """
+    found = []
+    for name in ("torch", "torchvision", "triton"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name}=={version(name).partition('+')[0]}")
+    return found
+
+
+@nox.session
+def tests_lowest(session: nox.Session) -> None:
+    """The fast suite's core on the lowest versions that pyproject.toml allows, always in an environment of its own."""
+    session.install("--no-compile", "--constraint", "tests/lowest_versions.txt", *_torch_as_here(), "-e", LOWEST_EXTRAS)
+    where = session.posargs or LOWEST_CORE
+    session.run("pytest", "-m", "not slow and not browser", *SIDE_BY_SIDE, *where, env=ONE_THREAD)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""What is imported is declared, and what is declared is used."""
+"""What is imported is declared, what is declared is used, and the lowest versions that CI installs are pyproject's."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ NOT_IMPORTED = {
     "setuptools": "builds the package; tests/test_packaging.py runs it in a process of its own",
     "types-pyyaml": "mypy's view of yaml",
 }
+# Declared, and not in tests/lowest_versions.txt.
+NOT_LOWERED = {
+    "torch": "stays as installed: builds for the CPU are not to be had of each version",
+    "triton": "torch requires exactly one version of it",
+    "liger-kernel": "needs a card",
+    "mypy": "reads the source only",
+    "nox": "runs the sessions, from outside of their environments",
+    "pip-audit": "no test of the suite calls it",
+    "ruff": "reads the source only",
+    "setuptools": "builds the package, in an environment of its own",
+    "types-pyyaml": "reads the source only",
+}
+
 REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)(?:\[(?P<extras>[^\]]*)\])?(?P<versions>[^;]*)")
 
 
@@ -196,6 +209,13 @@ def test_an_unused_requirement_is_found(tmp_path: Path) -> None:
     assert unused(tmp_path, Declared(project)) == {"attrs", "bs4"}
 
 
+def lowest_versions() -> dict[str, str]:
+    """tests/lowest_versions.txt: distribution -> version."""
+    lines = (ROOT / "tests" / "lowest_versions.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    return {normalised(name): version for name, _, version in pins}
+
+
 def lower_bound(versions: str) -> str | None:
     """The version after >= of a requirement; None without."""
     found = re.search(r">=\s*([0-9][0-9A-Za-z.]*)", versions)
@@ -205,6 +225,12 @@ def lower_bound(versions: str) -> str | None:
 def test_every_requirement_has_a_lower_bound(declared: Declared) -> None:
     """Torch requires one version of triton, whichever that is."""
     assert [name for name, versions in declared.all().items() if lower_bound(versions) is None] == ["triton"]
+
+
+def test_the_lowest_versions_are_those_of_pyproject(declared: Declared) -> None:
+    """`nox -s tests_lowest` installs the file; `>=1.8` there is `==1.8` here, letter for letter."""
+    wanted = {name: lower_bound(versions) for name, versions in declared.all().items() if name not in NOT_LOWERED}
+    assert lowest_versions() == wanted
 
 
 def test_one_requirement_has_one_lower_bound(declared: Declared) -> None:

@@ -1,4 +1,6 @@
-"""`nox -s audit` tells a vulnerability from a service that does not answer; a fake pip-audit stands in for both."""
+"""`nox -s audit` tells a vulnerability from a service that does not answer (a fake pip-audit stands in for both);
+the tests that sessions choose by name or by rule are there.
+"""
 
 from __future__ import annotations
 
@@ -125,3 +127,10 @@ def test_the_session(
         noxfile.audit(Session())
         assert told == ["audit passed: why" if outcome == "passed" else "warning: audit not made: why"]
     assert commands == [[sys.executable, "-m", "pip_audit", "--local"]]
+
+
+def test_the_core_for_the_lowest_versions_is_there(noxfile: ModuleType) -> None:
+    for name in noxfile.LOWEST_CORE:
+        path, _, function = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert not function or f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), name
