@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.shapes.recipes import MISREADINGS, RECIPES, ModelSize, VQRecipe, WarmStartRecipe
-from src.shapes.splits import holds_something
 from src.shapes.worlds import SMALL, WORLDS, World
 
 if TYPE_CHECKING:
@@ -193,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size_of(options)
     except ValueError as error:
         parser.error(str(error))
+    from src.shapes.splits import holds_something
+
     if not options.overwrite and options.out != DEFAULT_OUT and holds_something(options.out):
         parser.error(f"--out {options.out}: is not empty; choose another directory or add --overwrite")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -54,7 +54,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter that does something."""
     policy: Any = JanusPolicy(tiny_janus_of_both(), templated_tokenizer(), lora=LoraSettings(r=4))
     draw_adapter(policy, 0.15)
-    folder = tmp_path_factory.mktemp("adapter")
+    # In a folder of its own: what lies beside an adapter may be the run that made it.
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
     policy.adapter.save_pretrained(str(folder))
     return folder
 
