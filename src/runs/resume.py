@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.config.errors import UserError
+from src.config.factories import current
 from src.config.masking import masked
 from src.policies.weight_files import CheckpointError, check_finite
 from src.runs.config import literal, read_run_config
@@ -260,11 +262,18 @@ def check_settings(folder: RunFolder, config: DictConfig) -> None:
     say(f"resume.allow_changes=true: from here on\n{told}\n(the settings until here: {kept})")
 
 
+def _where_it_stands(value: Any) -> Any:
+    """The settings with every ``_target_`` by its path of today: a factory that moved is no change of the run's."""
+    if isinstance(value, Mapping):
+        return {key: current(one) if key == "_target_" else _where_it_stands(one) for key, one in value.items()}
+    return [_where_it_stands(one) for one in value] if isinstance(value, list) else value
+
+
 def _changes(folder: RunFolder, config: DictConfig) -> dict[str, tuple[Any, Any]]:
     """The settings that matter and differ from those in the folder, by dotted key: (the folder's, the present ones)."""
     # The file keeps no secrets: what is masked in both is taken for the same.
     held = OmegaConf.to_container(config, resolve=True)
-    made, now = (literal(masked(given)) for given in (read_run_config(folder.config), held))
+    made, now = (literal(masked(_where_it_stands(given))) for given in (read_run_config(folder.config), held))
     return {
         name: (OmegaConf.select(made, name), OmegaConf.select(now, name))
         for key in FIXED
