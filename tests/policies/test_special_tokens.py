@@ -92,7 +92,10 @@ def test_no_special_token_comes_from_a_prompt_or_plan(kind: str, prompt: str, pl
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(
-    prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip()),
+    # Hypothesis also draws strings that it finds in this project's files, special tokens among them.
+    prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+        lambda text: text.strip() and not any(mark in text for mark in EVERY)
+    ),
     plan=st.text("ab red.,<>|[]_ö", max_size=20),
 )
 def test_ordinary_words_are_read_as_they_always_were(kind: str, prompt: str, plan: str) -> None:
