@@ -67,6 +67,49 @@ def tests_faults(session: nox.Session) -> None:
     session.run("pytest", "-m", "faults", *session.posargs, env=ONE_THREAD)
 
 
+# Processors round differently, and so do threads that share a sum. Each line is another machine, as far as one
+# machine can be: which vector instructions torch's own kernels, MKL (its branch that every processor runs alike)
+# and oneDNN use, and threads.
+PROCESSORS = (
+    {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OMP_NUM_THREADS": "1",
+    },
+    {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads outnumber the cores here
+    },
+)
+# What a test calls that compares tensors within a bound.
+COMPARES = re.compile(r"\b(?:assert_close|assert_allclose|assert_near|assert_gradients_near)\(")
+# Compared with what runs elsewhere, or in minutes: a whole training, and Triton's interpreter, which is NumPy.
+NOT_NUMERIC = re.compile(r"tests/kernels/test_triton_\w+|tests/training/test_(?:run|variant_runs)")
+
+
+def numeric_tests(root: Path) -> list[str]:
+    """The files of tests that compare tensors within a bound, less `NOT_NUMERIC`: a new one is among them by itself."""
+    files = (file for file in sorted((root / "tests").rglob("test_*.py")) if COMPARES.search(file.read_text("utf-8")))
+    names = (file.relative_to(root).as_posix() for file in files)
+    return [name for name in names if not NOT_NUMERIC.match(name.removesuffix(".py"))]
+
+
+@nox.session
+def tests_processors(session: nox.Session) -> None:
+    """The fast suite's numeric tests as other processors and numbers of threads would round them.
+
+    A failure is a bound that was fitted to one machine: compare in float64, or bound the error by its cause.
+    """
+    _install(session, "-e", TEST_EXTRAS)
+    files = session.posargs or numeric_tests(Path(__file__).parent)
+    for processor in PROCESSORS:
+        session.log(" ".join(f"{name}={value}" for name, value in processor.items()))
+        session.run("pytest", "-m", "not slow", *SIDE_BY_SIDE, *files, env=processor)
+
+
 # Everything that tests/lowest_versions.txt has a version of, and the tests that lean on other packages most: one or two
 # files a package, and a few whole runs. Kernels are left out, for torch and triton stay as installed.
 LOWEST_EXTRAS = ".[browser,cluster,datasets,demo,loggers,serve,test]"

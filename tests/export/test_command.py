@@ -121,10 +121,13 @@ def differences(found: dict[str, Tensor], wanted: dict[str, Tensor], levels: dic
 
 
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor], levels: dict[str, Any]) -> None:
-    """Equal to 1e-5: merging rounds each weight once, to float32."""
+    """Equal but for merging, which rounds each weight once, to float32: by 6e-8 of itself, on every way to a logit.
+
+    What the adapters do to the logits is at least ten times the bound (see the callers).
+    """
     for name in LEVELS:
         counts = levels[name].mask
-        torch.testing.assert_close(found[name][counts], wanted[name][counts], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[name][counts], wanted[name][counts], atol=1e-4, rtol=0)
 
 
 def test_adapter_and_merged_checkpoint_load_without_this_project(tmp_path: Path) -> None:
