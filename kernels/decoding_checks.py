@@ -19,7 +19,7 @@ def check_rotation(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: 
     if query_heads < 1 or query_heads % kv_heads:
         raise ValueError(
             f"qkv: shape {tuple(qkv.shape)} holds {qkv.shape[1] // head_dim} heads of {head_dim}, expected Hq + 2*Hkv "
-            f"with Hq a multiple of Hkv={kv_heads}, as keys of shape {tuple(keys.shape)} say"
+            f"with Hq a multiple of Hkv={kv_heads}, as keys of shape {tuple(keys.shape)} imply"
         )
     if qkv.dtype != keys.dtype:
         raise ValueError(f"qkv: dtype {qkv.dtype}, but the cache holds {keys.dtype}")

@@ -53,9 +53,9 @@ class Objective:
         if self.kl is not None and self.kl not in KL_NAMES:
             raise ValueError(f"kl={self.kl!r}: expected one of {', '.join(KL_NAMES)}, or None")
         if self.beta and self.kl is None:
-            raise ValueError(f"beta={self.beta} weighs a KL, but kl=None names none")
+            raise ValueError(f"beta={self.beta} weights a KL, but kl=None sets none")
         if self.entropy_bonus and not self.entropy:
-            raise ValueError(f"entropy_bonus={self.entropy_bonus} weighs the entropy, but entropy=False")
+            raise ValueError(f"entropy_bonus={self.entropy_bonus} weights the entropy, but entropy=False")
 
 
 class TokenTerms(NamedTuple):

@@ -156,7 +156,9 @@ def one_pass_head(
     if not isinstance(normaliser, Tensor) and not normaliser > 0:
         raise ValueError(f"normaliser={normaliser}: expected above 0")
     if objective.beta and ref_features is None and ref_logp is None:
-        raise ValueError(f"beta={objective.beta} weighs a KL, but there is no reference: give ref_features or ref_logp")
+        raise ValueError(
+            f"beta={objective.beta} weights a KL, but there is no reference: give ref_features or ref_logp"
+        )
     inputs = as_autocast(inputs)
     gain = _power_of_two(normaliser)
     dtype = sum_dtype(inputs.features)
@@ -251,7 +253,9 @@ class _KnownGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.once and ctx.used:
-            raise RuntimeError("once=True: the first backward pass took the kept gradient; there is no second one")
+            raise RuntimeError(
+                "once=True: the first backward pass used the stored gradient; a second one is not possible"
+            )
         ctx.used = True
         scale = torch.Tensor.mul_ if ctx.once else torch.mul
         gradients = [None if g is None else scale(g, upstream) for g in ctx.saved_tensors]

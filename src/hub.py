@@ -52,7 +52,7 @@ def find_file(key: str, path: str | Path | None, repository: str | None, filenam
 def _fetched(key: str, repository: str | None, what: str, fetch: Callable[[str, bool], str]) -> Path:
     """What ``fetch(repository, local_only)`` finds in the cache, else on the hub."""
     if repository is None:
-        raise WeightsNotFound(f"{key}: not set; give the place of the weights")
+        raise WeightsNotFound(f"{key}: not set; give the path of the weights")
     try:
         return Path(fetch(repository, True))
     except Exception:  # noqa: S110 (whatever kept it from the cache, the hub is asked next)
@@ -62,7 +62,7 @@ def _fetched(key: str, repository: str | None, what: str, fetch: Callable[[str, 
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         raise WeightsNotFound(
-            f"the weights of {repository} are neither in the local Hugging Face cache nor to be had from the hub"
-            f" ({type(error).__name__}: {reason}); download them where there is a network"
+            f"the weights of {repository} are neither in the local Hugging Face cache nor available from the hub"
+            f" ({type(error).__name__}: {reason}); download them on a machine with a network"
             f" (`hf download {repository}{what}`), or set {key}"
         ) from error

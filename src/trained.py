@@ -137,7 +137,7 @@ def _base(path: str, named_by: str) -> Path:
 
     folder = Path(path).expanduser() if could_be_path(path) else None
     if folder is None or not folder.is_dir():
-        raise UserError(f"{named_by}: its base checkpoint {path} is not there (any more); give base=PATH")
+        raise UserError(f"{named_by}: its base checkpoint {path} does not exist; give base=PATH")
     return folder
 
 
@@ -257,7 +257,7 @@ def load_policy(chosen: dict[str, Any]) -> Policy:
             check_finite(stored, chosen["weights"])
             foreign = policy.load_state_dict(weights, strict=False).unexpected_keys
             if foreign:
-                raise RuntimeError(f"{len(foreign)} weights have no place in it, such as {foreign[0]}")
+                raise RuntimeError(f"{len(foreign)} weights do not exist in the model, such as {foreign[0]}")
         except CheckpointError as error:
             raise UserError(str(error)) from error
         except RuntimeError as error:

@@ -185,7 +185,7 @@ def test_a_run_folder_does_not_choose_who_gets_the_token(
 ) -> None:
     """Nor one of .netrc, which no variable shows."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UserError, match=f"give tracking_uri={noted} if that is meant"):
+    with pytest.raises(UserError, match=f"give tracking_uri={noted} to confirm"):
         noted_uri(noted, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", noted)
     assert noted_uri(noted, tmp_path) == noted

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cpu" if options.dry_run else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("no GPU: the benchmark needs one; --dry-run tries the way without timing anything", file=sys.stderr)
+        print("no GPU: the benchmark needs one; --dry-run runs everything without timing", file=sys.stderr)
         return 2
     ours: Operations | None = None
     try:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 single = single._replace(features=single.features.detach().requires_grad_())
                 accuracy.hold_head_to_oracle(ours, single)
                 accuracy.hold_head_to_oracle(ours, data, kl="exact", entropy=True, guidance_scale=5.0)
-                print(f"{shape}: agrees in float32, and with exact KL, entropy and guidance, too")
+                print(f"{shape}: agrees in float32, and with exact KL, entropy and guidance")
         except accuracy.Failed as error:
             print(f"{shape}: {error}", file=sys.stderr)
             return 1
@@ -168,7 +168,7 @@ def _admitted(
         if right:
             works[contestant.name] = contestant.work
         elif contestant.name.startswith("ours"):
-            raise accuracy.Failed(f"{contestant.name}: its gradient is not that of the others of ours")
+            raise accuracy.Failed(f"{contestant.name}: its gradient differs from our other implementations")
         else:
             why[contestant.name] = "failed: another gradient"
     return works, memory, why

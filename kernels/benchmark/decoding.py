@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cpu" if options.dry_run else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("no GPU: the benchmark needs one; --dry-run tries the way without timing anything", file=sys.stderr)
+        print("no GPU: the benchmark needs one; --dry-run runs everything without timing", file=sys.stderr)
         return 2
     try:
         ours = operations("torch" if options.dry_run else "triton", device).decoding

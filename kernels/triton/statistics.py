@@ -121,7 +121,9 @@ class _Statistics(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         guidance_scale, temperature, kl, overwrite = ctx.options
         if overwrite is None:
-            raise RuntimeError("overwrite=True: the logits were overwritten by the first backward pass; no second one")
+            raise RuntimeError(
+                "overwrite=True: the first backward pass overwrote the logits; a second one is not possible"
+            )
         logits, ids, unconditional, ref_logits, ref_unconditional, *kept = ctx.saved_tensors
         inputs = RowInputs(
             logits, ids, unconditional, ref_logits, ref_unconditional, None, guidance_scale, temperature, kl

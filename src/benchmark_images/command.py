@@ -55,9 +55,11 @@ def benchmark_images(config: Any) -> int:
     try:
         written = write_benchmark(job, out, painter, config.batch_size, report)
     except KeyboardInterrupt:
-        print(f"interrupted with {place['there']} of {place['all']} images; the same command goes on", file=sys.stderr)
+        print(
+            f"interrupted with {place['there']} of {place['all']} images; the same command continues", file=sys.stderr
+        )
         return cli.EXIT_INTERRUPTED
-    print(f"{out}: {written.painted} images painted, {written.kept} were there; docs/BENCHMARKS.md says how to score")
+    print(f"{out}: {written.painted} images painted, {written.kept} already there; docs/BENCHMARKS.md explains scoring")
     return 0
 
 
@@ -89,7 +91,7 @@ def read_job(config: Any, facts: dict[str, Any]) -> Job:
 
     names = ", ".join(BENCHMARKS)
     if config.name not in BENCHMARKS:
-        given = "missing" if config.name is None else f"{config.name!r} is no benchmark known here"
+        given = "missing" if config.name is None else f"{config.name!r} is not a known benchmark"
         raise UserError(f"name: {given}; expected one of {names}")
     benchmark = BENCHMARKS[config.name]
     if config.prompts is None:
@@ -99,7 +101,7 @@ def read_job(config: Any, facts: dict[str, Any]) -> Job:
     except ValueError as error:
         raise UserError(str(error)) from error
     if not items:
-        raise UserError(f"prompts={config.prompts}: no prompt in it")
+        raise UserError(f"prompts={config.prompts}: contains no prompts")
     n = benchmark.samples if config.n is None else config.n
     return Job(benchmark, items, n, config.seed, config.model_name, facts)
 

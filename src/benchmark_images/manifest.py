@@ -41,8 +41,8 @@ def check_folder(out: Path, manifest: Mapping[str, Any]) -> None:
     for key in {**here, **there}:
         if there.get(key) != here.get(key):
             raise UserError(
-                f"out={out}: holds images of {key}={there.get(key)}, not {here.get(key)}; choose another folder, or go"
-                " on with the settings it was begun with"
+                f"out={out}: holds images of {key}={there.get(key)}, not {here.get(key)}; choose another folder, or"
+                " continue with its original settings"
             )
 
 

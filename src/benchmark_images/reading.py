@@ -24,7 +24,7 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     for line, where in split_lines(_content(path), str(path)):
         text = decoded(line, where).rstrip("\r")
         if text.strip() and (problem := problem_of(text)):
-            raise PromptDataError(f"{where}: {problem}; expected a prompt a line")
+            raise PromptDataError(f"{where}: {problem}; expected one prompt per line")
         yield text, where
 
 

@@ -49,7 +49,7 @@ class Job:
         name, most = self.benchmark.name, self.benchmark.most
         if self.n < 1 or (most is not None and self.n > most):
             wanted = "1 or more" if most is None else "1" if most == 1 else f"1 to {most}"
-            raise UserError(f"n={self.n}: the scorer of {name} reads {wanted} a prompt")
+            raise UserError(f"n={self.n}: the scorer of {name} reads {wanted} per prompt")
         if not self.model_name or set(self.model_name) & set("/\\\0") or self.model_name in (".", ".."):
             raise UserError(f"model_name={self.model_name!r}: expected the name of a folder")
 
@@ -100,7 +100,7 @@ def write_benchmark(
     check_folder(out, job.manifest())
     files = job.files()
     if len({str(file.path).casefold() for file in files}) < len(files):
-        raise ValueError(f"{job.benchmark.name}: two images would have one file name")
+        raise ValueError(f"{job.benchmark.name}: two images would have the same file name")
     with _partial_folder(out) as partial:
         write_text(out / FILE, json.dumps(job.manifest(), indent=2, ensure_ascii=False) + "\n", partial)
         for path, text in job.benchmark.documents(job.items).items():

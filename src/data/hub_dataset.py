@@ -23,10 +23,10 @@ def read_dataset(
 
     columns: field of a record -> column of the data set, such as ``{"prompt": "caption"}``; without it every
     column that has a field's name is taken, and columns of other names are left alone. No code of the data set
-    is run: the library has not done so since version 4, and is never told to here.
+    is run: the library stopped doing so in version 4, and it is never enabled here.
 
-    Raises PromptDataError: where the library is not installed, the data set cannot be had, a column is not there, and,
-    naming row and field, for the first row that is no record, unless `bad` skips those.
+    Raises PromptDataError: where the library is not installed, the data set cannot be loaded, a column is missing,
+    and, naming row and field, for the first row that is not a record, unless `bad` skips those.
     """
     bad = bad or BadLines()
     rows = _load(name, split, configuration)
@@ -56,7 +56,7 @@ def _load(name: str, split: str, configuration: str | None) -> Any:
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         raise PromptDataError(
             f"data.dataset={name}: its split {split!r} cannot be loaded ({type(error).__name__}: {reason}); check"
-            " data.dataset, data.dataset_config and data.split, or download it where there is a network"
+            " data.dataset, data.dataset_config and data.split, or download it on a machine with a network"
         ) from error
 
 

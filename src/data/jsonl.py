@@ -1,4 +1,4 @@
-"""Prompt records in JSON: a file with one object a line (blank lines allowed), or with one array of objects; UTF-8."""
+"""Prompt records in JSON: a file with one object per line (blank lines allowed), or one array of objects; UTF-8."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 def read_jsonl(path: str | Path, bad: BadLines | None = None) -> list[PromptRecord]:
     """All records of a file, in its order.
 
-    Raises PromptDataError, naming file, line, field and what was expected, for a file that is missing, holds no
-    record or cannot be read, and for the first line that is no record, unless `bad` skips those.
+    Raises PromptDataError, naming file, line, field and what was expected, for a file that is missing, has no records
+    or cannot be read, and for the first line that is not a record, unless `bad` skips those.
     """
     path, bad = Path(path), bad or BadLines()
     records = bad.good(filled_lines(path), lambda line: parse_record(json_value(*line), line[1]))
     if not records:
-        raise bad.all_bad(str(path), "one JSON object a line")
+        raise bad.all_bad(str(path), "one JSON object per line")
     return records
 
 
 def read_array(path: str | Path, bad: BadLines | None = None) -> list[PromptRecord]:
     """All records of a file that is one JSON array, in its order; an element is an object, or just a prompt.
 
-    Raises PromptDataError as `read_jsonl` does; what is no JSON raises even where `bad` skips wrong elements.
+    Raises PromptDataError as `read_jsonl` does; invalid JSON raises even if `bad` skips wrong elements.
     """
     path, bad = Path(path), bad or BadLines()
 
@@ -60,7 +60,7 @@ def array_elements(path: Path) -> Iterator[tuple[object, str]]:
         return f"{path}:{line}"
 
     def mark(place: int, expected: str) -> int:
-        """Where the next mark stands; one of `expected`."""
+        """The position of the next mark, one of `expected`."""
         place = _filled(text, place)
         if text[place : place + 1] not in tuple(expected):
             raise PromptDataError(f"{where(place)}: not a JSON array; expected {' or '.join(expected)} here")
@@ -80,7 +80,7 @@ def array_elements(path: Path) -> Iterator[tuple[object, str]]:
         more = text[place] == ","
         place = _filled(text, place + 1) if more else place
     if _filled(text, place + 1) != len(text):
-        raise PromptDataError(f"{where(place)}: not a JSON array; something stands behind its end")
+        raise PromptDataError(f"{where(place)}: not a JSON array; there is text after its end")
 
 
 def _filled(text: str, place: int) -> int:
@@ -105,18 +105,18 @@ def json_value(line: bytes, where: str, expected: str = "one object a line") -> 
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object; Python takes the last of two values of one key, without a word."""
+    """An object; Python would silently take the last of two values of one key."""
     made = dict(pairs)
     if len(made) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands in it twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return made
 
 
 def _refused(name: str) -> object:
-    """NaN and the infinities, which Python reads, are no JSON: nothing further on could send or write them."""
-    raise ValueError(f"{name} is no JSON number")
+    """NaN and the infinities, which Python reads, are not JSON: later code could not send or write them."""
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:

@@ -1,4 +1,4 @@
-"""The lines of a prompt file as bytes, and what becomes of bad ones."""
+"""The lines of a prompt file as bytes, and how bad ones are handled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from src.data.records import PromptDataError
 ON_ERROR = ("raise", "skip")
 KINDS = "a file of prompts: JSON lines (.jsonl), a JSON array of such objects, or plain text with a prompt a line"
 LONGEST_LINE = 2**24
-# Of a long file: lines between two looks at the clock, and seconds between two words on how far it is.
+# For long files: lines between two looks at the clock, and seconds between two progress messages.
 _LOOKED_AT, _SECONDS = 10_000, 2.0
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,7 +28,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def filled_lines(path: Path) -> Iterator[tuple[bytes, str]]:
     """The lines of a file that are not blank, each with its ``file:line``, read one after the other.
 
-    Of a long file it is said on standard error how far it is. Raises PromptDataError if there is no such file, it
+    For a long file, progress goes to standard error. Raises PromptDataError if there is no such file, it
     cannot be read, or a line is longer than `LONGEST_LINE` bytes.
     """
     try:
@@ -41,7 +41,7 @@ def filled_lines(path: Path) -> Iterator[tuple[bytes, str]]:
 
 
 def split_lines(content: bytes, name: str) -> Iterator[tuple[bytes, str]]:
-    """`numbered_lines` of bytes that are there already."""
+    """`numbered_lines` of bytes in memory."""
     return numbered_lines(BytesIO(content), name)
 
 
@@ -57,7 +57,7 @@ def numbered_lines(file: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
         if not line:
             break
         if len(line) > LONGEST_LINE:
-            raise PromptDataError(f"{name}:{number}: is longer than {LONGEST_LINE} bytes; expected a prompt a line")
+            raise PromptDataError(f"{name}:{number}: is longer than {LONGEST_LINE} bytes; expected one prompt per line")
         line = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).removesuffix(b"\n")
         if number % _LOOKED_AT == 0 and monotonic() - told > _SECONDS:
             told = monotonic()
@@ -99,7 +99,7 @@ def _no_collections() -> Iterator[None]:
 
 
 class BadLines:
-    """What happens to lines that are no prompt record: the first one raises, or all are skipped and counted.
+    """Handles lines that are not a prompt record: the first one raises, or all are skipped and counted.
 
     on_error: "raise" or "skip". `problems` holds the messages of those skipped, in order.
     """
@@ -111,7 +111,7 @@ class BadLines:
         self.problems: list[str] = []
 
     def good(self, lines: Iterable[T], parse: Callable[[T], R]) -> list[R]:
-        """``parse`` of every line it does not refuse by PromptDataError."""
+        """``parse`` of every line for which it does not raise PromptDataError."""
         records = []
         with _no_collections():
             for line in lines:
@@ -126,5 +126,5 @@ class BadLines:
     def all_bad(self, source: str, expected: str) -> PromptDataError:
         """The error of a source without any record."""
         if not self.problems:
-            return PromptDataError(f"{source}: no prompt in it; expected {expected}")
+            return PromptDataError(f"{source}: contains no prompts; expected {expected}")
         return PromptDataError(f"{source}: all {len(self.problems)} lines are bad, the first: {self.problems[0]}")

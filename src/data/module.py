@@ -22,11 +22,11 @@ from src.values import PromptRecord
 class PromptDataModule(LightningDataModule):
     """Prompts from files or a data set: an endless training stream, and record lists for validation and test.
 
-    path: a directory with train.jsonl, validation.jsonl and test.jsonl, or one file (.jsonl, or .txt with a prompt
-    a line). dataset: instead of a path, a data set's name for `datasets`, with its `split`, `dataset_config` and
+    path: a directory with train.jsonl, validation.jsonl and test.jsonl, or one file (.jsonl, or .txt with one prompt
+    per line). dataset: instead of a path, a data set's name for `datasets`, with its `split`, `dataset_config` and
     `columns` (see `read_dataset`). Of one file or data set the share `held_out` goes to validation and as much
     to test. prompts_per_step: prompts of one optimiser step over all ranks. seed: of the order and of the hold-out.
-    on_error: "raise" at the first bad line, or "skip" bad ones, counted in `skipped` and warned of once. Everything
+    on_error: "raise" at the first bad line, or "skip" bad ones, counted in `skipped`, with one warning. Everything
     is read at the first use of any split; raises PromptDataError then, ValueError for a choice that cannot work.
 
     `start_step` is the number of the first batch the training stream will give; set it to continue a run.
@@ -68,7 +68,7 @@ class PromptDataModule(LightningDataModule):
         return splits
 
     def refuse(self, problem: Callable[[str], str | None]) -> None:
-        """Take prompts that have a problem for bad lines: the first raises, or all are left out, counted and warned of.
+        """Treat prompts with a problem as bad lines: the first raises, or all are left out and counted.
 
         problem: what is wrong with a prompt, None if nothing is. Raises PromptDataError also where a split has no
         prompt left.
@@ -84,7 +84,9 @@ class PromptDataModule(LightningDataModule):
         for name in SPLITS:
             if not getattr(kept, name):
                 source = self.path or self.dataset
-                raise PromptDataError(f"{source}: no prompt is left for {name}; the last: {self._bad.problems[-1]}")
+                raise PromptDataError(
+                    f"{source}: no prompts left for {name}; the last problem: {self._bad.problems[-1]}"
+                )
         self.splits = kept
         self._tell(self._bad.problems[before:])
 
@@ -124,7 +126,7 @@ class PromptDataModule(LightningDataModule):
         return self.splits.test
 
     def setup(self, stage: str) -> None:
-        """Read the files, so that what is wrong with them shows before anything else starts."""
+        """Read the files, so that errors in them show before anything else starts."""
         _ = self.splits
 
     def train_dataloader(self) -> PromptStream:

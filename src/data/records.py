@@ -3,7 +3,7 @@
 Fields: ``prompt`` (required), ``task_type``, ``nouns`` and ``attr_nouns`` (lists of strings),
 ``spatial_info`` {obj1, obj2, locality}, ``numeracy_info`` [{obj_name, num}], and ``scene``, a free object
 for worlds of their own. The released set has the task types spatial, numeracy, color, complex, non,
-texture, shape and object; any other string is as good.
+texture, shape and object; any other string is allowed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class PromptDataError(ValueError):
 def parse_record(data: object, where: str) -> PromptRecord:
     """The record that a decoded JSON value describes.
 
-    `where` (such as ``prompts.jsonl:12``) starts every message. Raises PromptDataError for a value that is
-    no object, a missing or empty prompt, a field of the wrong kind, and an unknown field: a mistyped name
+    `where` (such as ``prompts.jsonl:12``) starts every message. Raises PromptDataError for a value that is not an
+    object, a missing or empty prompt, a field of the wrong kind, and an unknown field: a mistyped name
     would otherwise be dropped silently, and with it the experts that need it.
     """
     if not isinstance(data, Mapping):
@@ -34,7 +34,7 @@ def parse_record(data: object, where: str) -> PromptRecord:
     unknown = [name for name in data if name not in FIELDS]
     if unknown:
         raise PromptDataError(
-            f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)} (put data of your own under 'scene')"
+            f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)} (put your own data under 'scene')"
         )
     return PromptRecord(
         prompt=_text(data, "prompt", where),
@@ -65,7 +65,7 @@ def _text(data: Mapping[str, Any], name: str, where: str, path: str | None = Non
     if not _is_filled(value):
         problem = f", which {problem_of(value)}" if isinstance(value, str) and value.strip() else ""
         raise _wrong(where, path, "a non-empty string", value, problem)
-    # Of a large file every word but the prompt stands there again and again: one copy will do.
+    # In a large file every word except the prompt repeats: keep one copy.
     return value if path == "prompt" else sys.intern(value)
 
 
@@ -110,7 +110,7 @@ def _counts(data: Mapping[str, Any], where: str) -> tuple[ObjectCount, ...]:
 def _count(item: object, path: str, where: str) -> ObjectCount:
     info = _object(item, path, where, ("obj_name", "num"))
     number = info["num"]
-    # bool is an int in Python, but `true` is no count.
+    # bool is an int in Python, but `true` is not a count.
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise _wrong(where, f"{path}.num", "a whole number >= 1", number)
     return ObjectCount(_text(info, "obj_name", where, f"{path}.obj_name"), number)

@@ -30,10 +30,10 @@ class PromptSplits:
 def load_splits(path: str | Path, seed: int = 0, held_out: float = 0.05, bad: BadLines | None = None) -> PromptSplits:
     """The splits at `path`: a directory with train.jsonl, validation.jsonl and test.jsonl, or one prompt file.
 
-    What is in a single file its content says (`kind_of`). Of such a file the share `held_out` of its different prompts
-    becomes validation and as much test, at least one prompt each, chosen by `seed`. Raises PromptDataError as
-    `read_jsonl` does (`bad` may skip lines), and for a directory
-    without these files; warns where a prompt of the training set stands in another split too.
+    The content of a single file decides its format (`kind_of`). Of its distinct prompts the share `held_out` becomes
+    validation and as much test, at least one prompt each, chosen by `seed`. Raises PromptDataError as `read_jsonl`
+    does (`bad` may skip lines), and for a directory without these files; warns if a training prompt is also in
+    another split.
     """
     path, bad = Path(path), bad or BadLines()
     if not path.is_dir():
@@ -53,7 +53,7 @@ def read_prompt_file(path: Path, bad: BadLines | None = None) -> list[PromptReco
 
 
 def kind_of(path: Path) -> str:
-    """What is in a prompt file, by its first letters: "lines" (JSON), "array" (JSON) or "text".
+    """The format of a prompt file, by its first letters: "lines" (JSON), "array" (JSON) or "text".
 
     The released training set is JSON lines under the name .json. Where the name promises no JSON, a prompt may begin
     with a bracket: only a whole object with a prompt in it, or an array of objects, is taken for JSON then.
@@ -115,7 +115,7 @@ def _warn_of_overlap(splits: PromptSplits, path: Path) -> None:
         shared = train & {record.prompt for record in records}
         if shared:
             warnings.warn(
-                f"{path}: {len(shared)} prompts of train.jsonl stand in {name}.jsonl too, such as {min(shared)!r};"
+                f"{path}: {len(shared)} prompts of train.jsonl are also in {name}.jsonl, such as {min(shared)!r};"
                 f" scores there will not be of unseen prompts",
                 stacklevel=3,
             )

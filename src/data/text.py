@@ -1,4 +1,4 @@
-"""Plain-text prompt files: UTF-8, one prompt a line, blank lines allowed; no metadata."""
+"""Plain-text prompt files: UTF-8, one prompt per line, blank lines allowed; no metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from src.values import PromptRecord
 
 
 def read_text(path: str | Path, bad: BadLines | None = None) -> list[PromptRecord]:
-    """The prompts of a file, in its order, the white space around each taken off.
+    """The prompts of a file, in order, without surrounding white space.
 
     Raises PromptDataError for a file that is missing, empty or cannot be read, and, naming file and line, for a
     line that is not UTF-8 or holds control characters, unless `bad` skips those.
@@ -20,7 +20,7 @@ def read_text(path: str | Path, bad: BadLines | None = None) -> list[PromptRecor
     read = bad.good(filled_lines(path), lambda line: record_of_line(*line))
     records = [record for record in read if record is not None]
     if not records:
-        raise bad.all_bad(str(path), "one prompt a line")
+        raise bad.all_bad(str(path), "one prompt per line")
     return records
 
 
@@ -30,5 +30,5 @@ def record_of_line(line: bytes, where: str) -> PromptRecord | None:
     if not text:
         return None
     if problem := problem_of(text):
-        raise PromptDataError(f"{where}: {problem}; expected a prompt a line")
+        raise PromptDataError(f"{where}: {problem}; expected one prompt per line")
     return PromptRecord(text, place=where)

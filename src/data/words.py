@@ -1,4 +1,4 @@
-"""What a text given as words may not hold."""
+"""What a text given as words must not contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]
 
 
 def problem_of(text: str) -> str | None:
-    """What is wrong with a text as words, None if nothing is: it is empty, or holds what is no letter."""
+    """What is wrong with a text as words, None if nothing: it is empty, or contains control characters."""
     if not text.strip():
         return "is empty"
     found = _UNFIT.search(text)

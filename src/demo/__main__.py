@@ -25,7 +25,7 @@ def demo(config: Any) -> int:
     """Serve the page until it is interrupted; returns the exit code."""
     page = prepared(config)
     _, address, public = launch(page, config.port, config.share)
-    print(f"demo: {address}" + (f" and {public} (public)" if public else "") + "; Ctrl-C ends it", flush=True)
+    print(f"demo: {address}" + (f" and {public} (public)" if public else "") + "; stop it with Ctrl-C", flush=True)
     try:
         page.block_thread()
     finally:
@@ -92,7 +92,7 @@ def launch(page: Any, port: int, share: bool) -> tuple[Any, str, str | None]:
             footer_links=[],
         )
     except OSError as error:
-        raise UserError(f"port={port}: is taken; choose another, as in port={port + 1}") from error
+        raise UserError(f"port={port}: already in use; choose another, as in port={port + 1}") from error
 
 
 COMMAND = cli.Command(

@@ -43,7 +43,7 @@ class Request:
         ):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
-                raise ValueError(f"{name}: {value!r} is no number; expected one in [{low}, {high}]")
+                raise ValueError(f"{name}: {value!r} is not a number; expected one in [{low}, {high}]")
             if not low <= value <= high or (whole and value != int(value)):
                 raise ValueError(
                     f"{name}: {value}; expected {'an integer' if whole else 'a number'} in [{low}, {high}]"

@@ -87,7 +87,7 @@ def evaluate(config: DictConfig, source: PromptSource) -> int:
             warnings = list({**same, **silent}.values())
             comparison = write(folder, config, field, records, drawn, settings, space, warnings)
             for name, problem in rewards.problems.items():
-                print(f"warning: {name} left out pictures it failed on, the first: {problem}", file=sys.stderr)
+                print(f"warning: {name} left out pictures that it failed on; the first: {problem}", file=sys.stderr)
     except RewardError as error:
         print(masked_text(f"error: {error}"), file=sys.stderr)
         return EXIT_FAILED
@@ -109,7 +109,10 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
     if given is None:
         data = build.plain(config.data) if config.data is not None else data_of_run(field)
         if data is None:
-            raise UserError("data: missing; no run says which prompts: give data=shapes, prompts_file=PATH or run=DIR")
+            raise UserError(
+                "data: missing, and there is no run to take the prompts from: give data=shapes, prompts_file=PATH"
+                " or run=DIR"
+            )
         # The seed of a run is that of its hold-out, where one file was split.
         run = {"seed": seed_of_run(field, "run", 0)}
         keyed = {"rollout": {"prompts_per_step": 1}, "run": run, "plugins": list(config.plugins)}
@@ -123,7 +126,7 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
             raise UserError(f"kinds={unknown[0]}: no prompt is of this kind; there are {', '.join(known)}")
         numbered = {index: record for index, record in numbered.items() if record.task_type in config.kinds}
     if not numbered:
-        raise UserError("data: no prompt in its test part")
+        raise UserError("data: the test part has no prompts")
     return dict(list(numbered.items())[: config.max_prompts])
 
 
@@ -136,9 +139,9 @@ def data_of_run(field: Field) -> dict[str, Any] | None:
     data: dict[str, Any] | None = (field.trained or {}).get("data")
     if data is not None and (name := data.get("dataset")) is not None:
         raise UserError(
-            f"{field.trained_file}: data.dataset={name}: the run's prompts come from a data set, and a run folder does"
-            f" not choose what is downloaded; give data=shapes data.path=null data.dataset={name} (and its other"
-            " settings) if that is meant, or prompts_file=PATH"
+            f"{field.trained_file}: data.dataset={name}: the run's prompts come from a data set, and a run folder"
+            f" cannot choose what is downloaded; give data=shapes data.path=null data.dataset={name} (and its other"
+            " settings) to confirm, or prompts_file=PATH"
         )
     return data
 
@@ -154,7 +157,7 @@ def experts(config: DictConfig, field: Field) -> RewardEnsemble:
 
     if config.rewards is not None:
         if config.remote.url is not None:
-            raise UserError(f"remote.url={config.remote.url}: is for a run's own experts; write rewards.remote.url")
+            raise UserError(f"remote.url={config.remote.url}: only for a run's own experts; use rewards.remote.url")
         chosen = build.plain(config.rewards)
     else:
         chosen = rewards_of_run(config, field)
@@ -174,7 +177,8 @@ def rewards_of_run(config: DictConfig, field: Field) -> dict[str, Any]:
     given = (field.trained or {}).get("rewards")
     if given is None:
         raise UserError(
-            "rewards: missing; no run says which experts: give rewards=shapes (--help lists them) or run=DIR"
+            "rewards: missing, and there is no run to take the experts from: give rewards=shapes (--help lists"
+            " them) or run=DIR"
         )
     whole = build.plain(typed_section(field.trained_file, "rewards", RewardsConfig, given))
     if not isinstance(whole["experts"], dict):
@@ -183,7 +187,7 @@ def rewards_of_run(config: DictConfig, field: Field) -> dict[str, Any]:
     if served is not None and here["url"] is None and set(whole["experts"]) - set(whole["devices"]):
         raise UserError(
             f"{field.trained_file}: rewards.remote.url={served}: the run's experts were served there, and a run folder"
-            f" does not choose where pictures and a token are sent; give remote.url={served} if that is meant, or"
+            f" cannot choose where pictures and a token are sent; give remote.url={served} to confirm, or"
             " rewards=... for other experts"
         )
     return {**whole, "remote": here}

@@ -63,7 +63,7 @@ def embedding(choice: str, experts: Mapping[str, object]) -> tuple[str, Callable
         return choice, pixel_embedding
     if choice not in towers:
         known = ", ".join((PIXELS, "auto", *towers))
-        raise ValueError(f"embedding={choice}: no expert of that name embeds pictures; there are {known}")
+        raise ValueError(f"embedding={choice}: no expert with that name embeds pictures; there are {known}")
     return choice, towers[choice].embed
 
 

@@ -61,7 +61,7 @@ def draw(
     rewards.reset()
     if rewards.problems and all(one.sample.reward is None for one in drawn):
         name, problem = next(iter(rewards.problems.items()))
-        raise RewardError(name, f"not one of {len(drawn)} images could be judged: {problem}")
+        raise RewardError(name, f"none of {len(drawn)} images could be judged: {problem}")
     return drawn
 
 

@@ -37,26 +37,26 @@ WRITTEN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"
 def export(config: DictConfig) -> int:
     """One export; returns the exit code."""
     if config.out is None:
-        raise UserError("out: missing; give the folder to write, as in out=exported/bicot_lora")
+        raise UserError("out: missing; give the output folder, as in out=exported/bicot_lora")
     from src.runs.output_folder import check_free, written_whole
 
     out = Path(config.out).expanduser()
     source = locate_source(config.run, config.adapter, config.base)
     check_free(out, config.overwrite, (*WRITTEN, *(one.name for one in source.base.iterdir())))
     if out.resolve() in (source.base.resolve(), source.adapter and source.adapter.resolve()):
-        raise UserError(f"out={out}: is what is to be exported; choose another folder")
+        raise UserError(f"out={out}: is the folder being exported; choose another one")
     whole = config.merge or source.adapter is None
     if config.dtype != "auto" and not whole:
         raise UserError(f"dtype={config.dtype}: an adapter keeps its dtype; add merge=true or leave dtype out")
     if config.layout != "transformers" and not whole:
-        raise UserError(f"layout={config.layout}: an adapter has no layout of its own; add merge=true or leave it out")
+        raise UserError(f"layout={config.layout}: an adapter has no layout; add merge=true or leave layout out")
     facts = card_facts(config, source, whole)
     registered_name = config.registered_name or facts.name
     if config.push_to_hub:
         check_push(config.repo)
         if not whole and facts.base is None:
             raise UserError(
-                f"push_to_hub=true: nobody else has the adapter's base {source.base}; add merge=true, or"
+                f"push_to_hub=true: the adapter's base {source.base} is only on this machine; add merge=true, or"
                 " base_repository=ORGANISATION/NAME if it is on the hub"
             )
     if config.register:
@@ -118,7 +118,7 @@ def refuse_links(source: Source, whole: bool) -> None:
     for home, path in [*((one, one) for one in adapter), *((source.base, one) for one in base)]:
         link = leads_out(home, path)
         if link is not None and not re.search(r"/models--[^/]+/blobs/[^/]+$", str(link.resolve())):
-            raise UserError(f"{link}: is a link out of {home}; put the file itself in its place, or delete it")
+            raise UserError(f"{link}: is a link out of {home}; replace it with the file itself, or delete it")
 
 
 def card_facts(config: DictConfig, source: Source, whole: bool) -> CardFacts:
@@ -151,7 +151,7 @@ def _own_names(weights: Path) -> dict[str, Any]:
     loaded = read_weights(weights, "give another run")
     foreign = [name for name in loaded if not name.startswith(NETWORK)]
     if foreign:
-        raise UserError(f"{weights}: {foreign[0]} is no weight of a Janus policy; this run cannot be exported")
+        raise UserError(f"{weights}: {foreign[0]} is not a weight of a Janus policy; this run cannot be exported")
     check_finite(loaded, weights)
     return {name.removeprefix(NETWORK): value for name, value in loaded.items()}
 

@@ -21,7 +21,7 @@ def check_push(repo: str | None) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"repo={repo}: no name of a repository; expected ORGANISATION/NAME") from error
+        raise UserError(f"repo={repo}: not a repository name; expected ORGANISATION/NAME") from error
     if get_token() is None:
         raise UserError(NO_TOKEN)
 
@@ -47,7 +47,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
         # Whatever the client or its network stack raised, the export itself stands.
         reason = next(iter(str(error).strip().splitlines()), "no reason given").replace(token, "(token)")
         raise UserError(
-            f"repo={repo}: the hub did not take it ({type(error).__name__}: {reason}); the export is in {folder}"
+            f"repo={repo}: the hub refused it ({type(error).__name__}: {reason}); the export is in {folder}"
         ) from None
     return str(address)
 
@@ -109,9 +109,7 @@ def register(folder: Path, name: str, run: Path | None, tracking_uri: str | None
         version = client.create_model_version(name, source, run_id, description=f"exported as {folder.name}")
     except MlflowException as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"registered_name={name}: {uri} did not take it ({reason}); the export is in {folder}"
-        ) from error
+        raise UserError(f"registered_name={name}: {uri} refused it ({reason}); the export is in {folder}") from error
     return uri, int(version.version)
 
 

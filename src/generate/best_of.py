@@ -70,4 +70,6 @@ def check_best_of(of: int, by: str | None, experts: Iterable[str]) -> None:
     if by is not None and by not in known:
         raise UserError(f"best_of_by={by}: no such expert; there are {', '.join(known)}")
     if by is not None and of == 1:
-        raise UserError(f"best_of_by={by}: there is one candidate a picture; add best_of=8 or leave it out")
+        raise UserError(
+            f"best_of_by={by}: there is only one candidate per picture; add best_of=8 or leave best_of_by out"
+        )

@@ -56,7 +56,7 @@ def parse_requirements(data: object, where: str) -> Requirements:
             raise ValueError(f"{where}: {key}: expected a non-empty string, got {data[key]!r}")
     include, exclude = _list(data, "include", where), _list(data, "exclude", where)
     if not include and not exclude:
-        raise ValueError(f"{where}: include and exclude are both empty; nothing could be judged")
+        raise ValueError(f"{where}: include and exclude are both empty; there is nothing to judge")
     return Requirements(
         data["tag"],
         data["prompt"],

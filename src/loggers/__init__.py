@@ -1,4 +1,4 @@
-"""Loggers beside metrics.csv: MLflow (in a process of its own) and the construction of Lightning's own."""
+"""Loggers besides metrics.csv: MLflow (in a separate process) and Lightning's own."""
 
 # What `logger._target_` may name (src/config/factories.py): ours, and those of Lightning.
 FACTORIES = (

@@ -1,4 +1,4 @@
-"""The loggers of a run: metrics.csv always, and the one that ``logger=`` chose."""
+"""The loggers of a run: always metrics.csv, and the one chosen by ``logger=``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from src.runs.files import damaged, read_text
 from src.runs.folder import write_text
 from src.runs.metrics_file import MetricsFile
 
-# The packages behind Lightning's own loggers, and the extra that brings them.
+# The packages that Lightning's loggers need; an extra installs them.
 EXTRAS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 
 
 def build_loggers(node: DictConfig, run: RunFacts) -> list[Logger]:
     """MetricsFile, and what ``logger._target_`` names.
 
-    Where the constructor takes them and the config leaves them out, it is given ``run`` (a `RunFacts`),
+    If the constructor takes them and the config does not set them, it gets ``run`` (a `RunFacts`),
     ``save_dir`` (the run's folder) and ``id`` (a name for the run that a resumed run finds again).
 
     Raises:
@@ -40,7 +40,7 @@ def build_loggers(node: DictConfig, run: RunFacts) -> list[Logger]:
 
 
 def log_parameters(loggers: list[Logger], run: RunFacts) -> None:
-    """The run's settings, flat and short, to every logger."""
+    """Send the run's settings, flat and short, to every logger."""
     parameters = run_parameters(run.config)
     for logger in loggers:
         logger.log_hyperparams(parameters)
@@ -74,7 +74,7 @@ def _offers(settings: Mapping[str, Any], run: RunFacts, taken: Mapping[str, Any]
 
 
 def run_id(folder: Path) -> str | None:
-    """A random name kept in the run's folder, so that a resumed run goes on in the same place; rank 0 only."""
+    """A random name kept in the run's folder, so that a resumed run continues in the same place; rank 0 only."""
     if not is_rank_zero():
         return None
     path = folder / "logger_id"

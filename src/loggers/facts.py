@@ -1,4 +1,4 @@
-"""What a logger is told about the run: its folder, its settings as short flat parameters."""
+"""What loggers get about the run: its folder, its settings as short flat parameters."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _digest(records: Iterable[object]) -> str:
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is no mapping; lists count as values."""
+    """(dotted key, value) of everything that is not a mapping; lists count as values."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")

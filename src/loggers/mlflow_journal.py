@@ -1,4 +1,4 @@
-"""What the run folder keeps about its MLflow run: ``mlflow.json``, enough to write the run there later."""
+"""What the run folder keeps about its MLflow run: ``mlflow.json``, enough to upload the run later."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Journal:
     """One run in one store.
 
     tracking_uri: its password masked, as those of `uploaded`. run_id: None while the store has no such run. name,
-    tags, parameters, datasets: what it begins with. pending: whether something did not get there; then
-    `src.upload_metrics` has work to do. uploaded: run ids in other stores, by URI.
+    tags, parameters, datasets: what it starts with. pending: whether something was not written; `src.upload_metrics`
+    then uploads it. uploaded: run ids in other stores, by URI.
     """
 
     tracking_uri: str | None
@@ -55,7 +55,7 @@ def read_journal(folder: RunFolder) -> Journal | None:
         return None
     found = read_json(folder.mlflow, _check, "delete it, and the run gets a new MLflow run")
     journal = Journal(**found)
-    # A run from before passwords were masked is found again all the same.
+    # Also finds runs from before passwords were masked.
     where = None if journal.tracking_uri is None else masked_text(journal.tracking_uri)
     return replace(
         journal, tracking_uri=where, uploaded={masked_text(uri): run for uri, run in journal.uploaded.items()}
@@ -67,7 +67,7 @@ def _check(value: Any) -> None:
     known = {field.name for field in fields(Journal)}
     for name, inner in mapping(value).items():
         if name not in known:
-            raise WrongForm(f"{name} is no entry of it")
+            raise WrongForm(f"{name} is not an entry of it")
         if name in ("tags", "parameters", "uploaded"):
             _texts(inner, name)
         elif name == "datasets":
@@ -84,7 +84,7 @@ def _check(value: Any) -> None:
 
 def _texts(value: Any, name: str) -> None:
     if not all(isinstance(inner, str) for inner in mapping(value, name).values()):
-        raise WrongForm(f"{name} holds something else than texts")
+        raise WrongForm(f"{name} contains something other than strings")
 
 
 def write_journal(folder: RunFolder, journal: Journal) -> None:

@@ -1,6 +1,6 @@
 """MLflow as a Lightning logger: one run, its metrics by step, samples, adapter and config as artifacts.
 
-MLflow itself is imported in a process of its own only (`src.loggers.mlflow_writer` says why). This side
+MLflow itself is only imported in a separate process (`src.loggers.mlflow_writer` explains why). This side
 checks the store before any weight is loaded, sends messages through a queue, and never waits inside a step.
 """
 
@@ -28,12 +28,12 @@ from src.runs.provenance import git_commit, hardware
 
 SEND_EVERY = 5.0  # seconds between batches of metrics
 START_SECONDS = 180.0  # for importing MLflow, migrating a store, creating the run
-PATIENCE_SECONDS = 10.0  # until the user is told what the end of a run waits for
+PATIENCE_SECONDS = 10.0  # until a message says what the end of a run waits for
 FINISH_SECONDS = 300.0  # for uploads at the end
 
 
 class MLflowLogger(Logger):
-    """One MLflow run a training run; a resumed run goes on in the same one, without a step written twice.
+    """One MLflow run per training run; a resumed run continues the same one and writes no step twice.
 
     The store is checked and its process started at once; the MLflow run itself begins with the first
     metrics, so that a start that fails for another reason leaves no trace. Only rank 0 writes.
@@ -42,7 +42,7 @@ class MLflowLogger(Logger):
         run: folder, settings and whether a signal came.
         tracking_uri: MLflow's; None: MLFLOW_TRACKING_URI, else ``sqlite:///<run.root>/mlflow.db``.
         experiment: MLflow's experiment, created where it does not exist.
-        parent: id of the MLflow run this one stands under (a sweep's).
+        parent: id of the parent MLflow run (of a sweep).
         system_metrics_every: seconds between samples of the machine's load; None: none.
 
     Raises:
@@ -141,7 +141,7 @@ class MLflowLogger(Logger):
         writer.wait(10)
 
     def _await_finish(self, writer: WriterProcess) -> None:
-        """Wait for what is still to be written; a failure is told, the run is over anyway."""
+        """Wait for what is still to be written; a failure is only reported, since the run is over."""
         ended = False
         try:
             self._meet_run(START_SECONDS)
@@ -156,10 +156,10 @@ class MLflowLogger(Logger):
         writer.tell_warnings()
         self._note(self.run_id, writer.lost or not ended)
         if writer.lost or not ended:
-            say(f"mlflow: not everything was written; {UPLOAD} run={self.run.folder.path} adds what is missing")
+            say(f"mlflow: some entries were not written; {UPLOAD} run={self.run.folder.path} adds what is missing")
 
     def _begin(self) -> None:
-        """Ask for the MLflow run to start or to go on, once."""
+        """Ask for the MLflow run to start or continue, once."""
         if self._begun or not is_rank_zero():
             return
         self._begun = True
@@ -177,7 +177,7 @@ class MLflowLogger(Logger):
         """Take the MLflow run's id, once it is there; with 0 seconds it only looks.
 
         Raises:
-            UserError: if the store cannot be used. A server that does not answer is no error: the run goes on.
+            UserError: if the store cannot be used. A server that does not answer is not an error: the run continues.
         """
         writer = self._writer
         if self.run_id is not None or writer is None or self._closed:
@@ -198,12 +198,12 @@ class MLflowLogger(Logger):
 
     def _go_on_without(self, reason: str) -> None:
         say(
-            f"mlflow: nobody answers for {self.store.uri} ({reason}); the run goes on without it, metrics.csv has"
+            f"mlflow: no answer from {self.store.uri} ({reason}); the run continues without it, metrics.csv has"
             f" everything: {UPLOAD} run={self.run.folder.path} writes it there later"
         )
 
     def _note(self, run_id: str | None, pending: bool) -> None:
-        """Keep in the run folder which MLflow run is this one's, and whether something is missing there."""
+        """Record in the run folder which MLflow run this is, and whether something is missing there."""
         known = read_journal(self.run.folder)
         if known is None or known.tracking_uri != masked_text(self.store.uri):
             known = Journal(masked_text(self.store.uri), self.experiment_name, self._name())
@@ -219,12 +219,12 @@ class MLflowLogger(Logger):
             write_journal(self.run.folder, changed)
 
     def _recorded(self) -> str | None:
-        """The MLflow run of an earlier sitting in the same store."""
+        """The MLflow run of an earlier start of this run in the same store."""
         known = read_journal(self.run.folder)
         return None if known is None else known.run_in(self.store.uri)
 
     def _name(self) -> str:
-        """The folder's name: unlike run.name, it tells two runs of one recipe apart."""
+        """The folder's name: unlike run.name it differs between two runs of one recipe."""
         return self.run.folder.path.resolve().name
 
     def _datasets(self) -> list[dict[str, Any]]:
@@ -268,16 +268,16 @@ class MLflowLogger(Logger):
 def start_parent(
     tracking_uri: str | None, root: Path, experiment: str, name: str, tags: Mapping[str, str]
 ) -> str | None:
-    """An MLflow run for a sweep's jobs to stand under, closed at once; returns its id for ``logger.parent``.
+    """The parent MLflow run of a sweep's jobs, closed at once; returns its id for ``logger.parent``.
 
-    None where no server answers: the jobs then stand for themselves.
+    None if no server answers: the jobs then have no parent.
 
     Raises:
         UserError: for a store that cannot be used.
     """
     store = _usable_store(tracking_uri, root)
     if store.unreachable is not None:
-        say(f"mlflow: no server answers at {store.uri} ({store.unreachable}); the sweep has no run to stand under")
+        say(f"mlflow: no server answers at {store.uri} ({store.unreachable}); the sweep has no parent run")
         return None
     writer = _prepared(store, experiment)
     try:
@@ -286,7 +286,7 @@ def start_parent(
         writer.send("finish", "FINISHED")
         writer.wait_for("finished", START_SECONDS)
     except NoServer as error:
-        say(f"mlflow: {store.uri} stopped answering ({error}); the sweep has no run to stand under")
+        say(f"mlflow: {store.uri} stopped answering ({error}); the sweep has no parent run")
         return None
     except RuntimeError as error:
         raise _unusable(store, error) from None
@@ -298,7 +298,7 @@ def start_parent(
 
 def _usable_store(tracking_uri: str | None, root: Path) -> Store:
     if find_spec("mlflow") is None:
-        raise UserError("logger=mlflow: mlflow is not installed; pip install mlflow, or choose logger=csv")
+        raise UserError("logger=mlflow: mlflow is not installed; pip install mlflow, or use logger=csv")
     return locate_store(tracking_uri, root)
 
 
@@ -311,9 +311,7 @@ def _prepared(store: Store, experiment: str) -> WriterProcess:
 
 
 def _unusable(store: Store, error: RuntimeError) -> UserError:
-    return UserError(
-        f"logger.tracking_uri={store.uri}: MLflow cannot use it ({error}); correct it, or choose logger=csv"
-    )
+    return UserError(f"logger.tracking_uri={store.uri}: MLflow cannot use it ({error}); correct it, or use logger=csv")
 
 
 def _mapping(params: Any) -> Mapping[str, Any]:

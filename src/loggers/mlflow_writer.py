@@ -1,9 +1,9 @@
-"""The process that talks to MLflow: reads one JSON message a line, answers with one.
+"""The process that talks to MLflow: reads one JSON message per line and answers with one.
 
-It stands apart from the training process for three reasons: importing MLflow and the first migration of a
+It is separate from the training process for three reasons: importing MLflow and the first migration of a
 SQLite store take seconds of one core, which pass here while the model loads; the hot loop never waits for a
-database or a server; and when the training process dies without a word, the end of the pipe says so and the
-run is closed as KILLED. Run as a script by `src.loggers.mlflow_logger`; it imports nothing of this project.
+database or a server; and when the training process dies, the pipe closes and the run is closed as KILLED. Run as a
+script by `src.loggers.mlflow_logger`; it imports nothing of this project.
 
 Messages: ``prepare`` (store, experiment), ``begin`` (run), ``datasets``, ``system_metrics``, ``metrics``, ``image``,
 ``artifact``, ``finish``.
@@ -25,7 +25,7 @@ from typing import Any, TextIO
 # Limits of one request (MLflow's REST API).
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
 ATTEMPTS = 4
-# After that many attempts in vain: how long nothing is tried, so that a server that is gone holds nobody up.
+# Seconds to wait after the last failed attempt, so a dead server does not block messages.
 AWAY_SECONDS = 30.0
 Metric = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
@@ -84,7 +84,7 @@ class Writer:
         return self.run_id
 
     def parameters(self, parameters: dict[str, str]) -> None:
-        """Log parameters; MLflow's cannot change, so what a resumed run sets anew becomes a tag ``resumed.<name>``."""
+        """Log parameters; MLflow's are fixed, so a value changed by a resume becomes a tag ``resumed.<name>``."""
         from mlflow.entities import Param
 
         there = self.client.get_run(self.run_id).data.params if self.resumed else {}
@@ -96,7 +96,7 @@ class Writer:
                 self.client.set_tag(self.run_id, f"resumed.{_name(key)}", value)
 
     def metrics(self, rows: list[Metric]) -> None:
-        """Log metrics; a resumed run leaves out the steps that stand there already."""
+        """Log metrics; a resumed run skips steps that are already there."""
         from mlflow.entities import Metric as Entry
 
         def send() -> None:
@@ -125,7 +125,7 @@ class Writer:
         return len(missing)
 
     def image(self, path: str, key: str, step: int) -> None:
-        """A picture of a step; one that stands there already (a resumed run draws some again) is left as it is."""
+        """A picture of a step; an existing one (a resumed run draws some again) is left unchanged."""
         self._persistently(path, lambda: self.fill_image(path, key, step))
 
     def fill_image(self, path: str, key: str, step: int) -> bool:
@@ -178,7 +178,7 @@ class Writer:
         self.client.log_inputs(self.run_id, inputs)
 
     def system_metrics(self, every: float) -> None:
-        """MLflow's own monitor as a thread of this process: what it samples is the machine, not a process."""
+        """MLflow's own monitor as a thread of this process; it samples the machine, not a process."""
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
         except ImportError as error:
@@ -207,7 +207,7 @@ class Writer:
             return False
 
     def _last_step(self, name: str) -> int:
-        """The last step of a metric that stood in the store when this process took the run over; -1 for none."""
+        """The last step of a metric in the store when this process took over the run; -1 for none."""
         if not self.resumed:
             return -1
         if name not in self._written:
@@ -216,9 +216,9 @@ class Writer:
         return self._written[name]
 
     def _persistently(self, what: str, action: Callable[[], object]) -> None:
-        """Try a few times: a SQLite file may be locked, a server away for a moment. Then say that it is lost.
+        """Try a few times: a SQLite file may be locked, a server briefly unreachable. Then report the loss.
 
-        A server that was away a moment ago is not asked again for a while.
+        A server that did not answer is not asked again for a while.
         """
         attempts = 0 if time.monotonic() < self._away_until else 1 if self._warned else ATTEMPTS
         told = "the store did not answer a moment ago"
@@ -250,7 +250,7 @@ def _told(error: BaseException) -> str:
 
 
 def _no_answer(error: BaseException | None) -> bool:
-    """Whether a request failed because nobody answered it: refused, timed out, or too many errors of a gateway."""
+    """Whether a request failed without an answer: refused, timed out, or too many gateway errors."""
     from requests import RequestException
 
     while error is not None:
@@ -340,7 +340,7 @@ def main() -> None:
             answers.write(json.dumps([kind, text]) + "\n")
             answers.flush()
         except BrokenPipeError:
-            pass  # nobody listens any more; the work goes on
+            pass  # the other side has closed; carry on
 
     with open(0, encoding="utf-8", closefd=False) as messages:
         serve(messages, answer)

@@ -36,7 +36,7 @@ def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracki
     and is only looked at.
 
     Raises:
-        UserError: for a URI MLflow cannot use, a database file that is none, a folder that cannot be written.
+        UserError: for a URI MLflow cannot use, a file that is not a database, a folder that cannot be written.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None:
@@ -55,11 +55,11 @@ def locate_store(tracking_uri: str | None, root: Path, key: str = "logger.tracki
 
 
 def noted_uri(uri: str | None, root: Path) -> str | None:
-    """The tracking URI out of a run folder below `root`, where it is one that the user would get without it.
+    """The tracking URI from a run folder below `root`, if the user would get the same one without it.
 
-    A run folder may be somebody else's: it says what it was logged to, but not where anything is sent or written. So
+    A run folder may come from someone else: it records where it was logged, but cannot choose where data is sent. So
     only MLFLOW_TRACKING_URI and the stores of `locate_store` without one (``mlflow.db`` in `root` or in runs/) count.
-    A folder keeps no passwords, either: those come from the environment.
+    A folder also keeps no passwords; those come from the environment.
 
     Raises:
         UserError: for any other URI, which the user has to confirm.
@@ -81,8 +81,8 @@ def noted_uri(uri: str | None, root: Path) -> str | None:
     except (OSError, ValueError):  # a name that no file can have
         pass
     raise UserError(
-        f"tracking_uri: the run's folder names {uri}, and a run folder does not choose where its figures and your"
-        f" MLflow credentials are sent; give tracking_uri={uri} if that is meant, or set MLFLOW_TRACKING_URI"
+        f"tracking_uri: the run's folder names {uri}, and a run folder cannot choose where its figures and your"
+        f" MLflow credentials are sent; give tracking_uri={uri} to confirm, or set MLFLOW_TRACKING_URI"
     )
 
 
@@ -92,7 +92,7 @@ def named(tracking_uri: str | None) -> bool:
 
 
 def check_artifacts(place: str, uri: str, user_named: bool) -> None:
-    """Refuse artifacts off this machine (`place`) of a store `uri` that nobody named but that lay beside a run.
+    """Refuse artifacts outside this machine (`place`) for a store `uri` found next to a run, not named by the user.
 
     user_named: as `named` says. Such a database says by itself where its artifacts are; MLflow sends the
     environment's credentials there.
@@ -125,11 +125,11 @@ def _sqlite(uri: str, key: str, create: bool) -> Store:
             with file.open("r+b" if create else "rb") as database:
                 header = database.read(len(_SQLITE_HEADER))
             if header and header != _SQLITE_HEADER:
-                raise UserError(f"{key}={uri}: {file} is no SQLite database; choose another file")
+                raise UserError(f"{key}={uri}: {file} is not an SQLite database; choose another file")
         elif not os.access(file.parent, os.W_OK):
             raise PermissionError(13, "permission denied", str(file.parent))
     except FileNotFoundError as error:
-        raise UserError(f"{key}={uri}: no such file; give {key}=sqlite:///PATH.db of a store that exists") from error
+        raise UserError(f"{key}={uri}: no such file; give {key}=sqlite:///PATH.db of an existing store") from error
     except OSError as error:
         raise UserError(
             f"{key}={uri}: cannot be written ({error.strerror}: {error.filename}); choose another file, or logger=csv"

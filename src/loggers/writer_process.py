@@ -18,11 +18,11 @@ WRITER = Path(__file__).with_name("mlflow_writer.py")
 
 
 class NoAnswer(RuntimeError):
-    """The writer is at work, but did not answer in time."""
+    """The writer is busy and did not answer in time."""
 
 
 class NoServer(RuntimeError):
-    """No server answers at the store's address, or the writer itself is gone: nothing the user got wrong."""
+    """No server answers at the store's address, or the writer itself is gone: not the user's error."""
 
 
 class WriterProcess:
@@ -75,9 +75,9 @@ class WriterProcess:
                 raise RuntimeError(text)
 
     def tell_warnings(self) -> None:
-        """Pass on what the writer had to say since the last time."""
+        """Print the writer's warnings since the last call."""
         while not self._warnings.empty():
-            say(f"mlflow: {self._warnings.get()} (the run goes on; metrics.csv has everything)")
+            say(f"mlflow: {self._warnings.get()} (the run continues; metrics.csv has everything)")
 
     def close(self) -> None:
         """No message will follow: the writer closes an open run as KILLED and ends."""

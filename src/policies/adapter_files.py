@@ -62,14 +62,14 @@ def _check_config(file: Path) -> None:
         raise ValueError(f"{file}: not valid JSON ({error}); the adapter is damaged") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{file}: peft_type={kind}: expected LORA, the only kind of adapter that is trained here")
+        raise ValueError(f"{file}: peft_type={kind}: expected LORA, the only supported kind of adapter")
     if config.get("megatron_config") is not None:
         raise ValueError(f"{file}: megatron_config names code to import; remove it, Janus has no Megatron layers")
     start = config.get("init_lora_weights")
     # An orthogonal start leaves the base alone, too, and is overwritten by the weights that are loaded.
     if not (start is None or isinstance(start, bool) or start in ("gaussian", "orthogonal")):
         raise ValueError(
-            f"{file}: init_lora_weights={start}: may change the base model when it is loaded; convert the adapter to a"
+            f"{file}: init_lora_weights={start}: may change the base model on loading; convert the adapter to a"
             " plain one with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
@@ -182,8 +182,8 @@ def _check_numbers(adapter: Path) -> None:
             value = opened.get_tensor(key).float()
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(
-                    f"model.adapter={adapter}: {key} holds NaN or infinity; give an adapter that was saved whole, from"
-                    " before its training went wrong"
+                    f"model.adapter={adapter}: {key} contains NaN or infinity; give an undamaged adapter from"
+                    " before the training diverged"
                 )
             if not bool(value.any()):
                 zero.add(key)
@@ -191,6 +191,6 @@ def _check_numbers(adapter: Path) -> None:
         if ".lora_A." in key and key.replace(".lora_A.", ".lora_B.") in zero:
             layer = key.partition(".lora_A.")[0]
             raise ValueError(
-                f"model.adapter={adapter}: {layer}: lora_A and lora_B are both 0: the adapter does nothing there, and"
-                " would never learn; leave the layer out or begin with a fresh adapter (model.adapter=null)"
+                f"model.adapter={adapter}: {layer}: lora_A and lora_B are both 0: the adapter does nothing there and"
+                " would never learn; leave the layer out or start with a new adapter (model.adapter=null)"
             )

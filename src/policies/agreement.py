@@ -133,7 +133,7 @@ def _hold(own: Tensor, found: Tensor, janus: nn.Module, path: str, level: str) -
     bound = max(BOUNDS.get(p.dtype, BOUNDS[torch.bfloat16]) for p in janus.parameters()) * max(spread, 0.1)
     if error > bound:
         raise Disagreement(
-            f"{path} does not do what the model's own modules do: log-probs of the {level} level are off by"
+            f"{path} does not match the model's own modules: log-probs of the {level} level are off by"
             f" {error:.2g} nats (rounding explains {bound:.2g}). Stopped, since what follows would be silently wrong;"
             " please report it with the adapter's or the model's config. Where PEFT can merge the adapter"
             " (merge_and_unload), the merged checkpoint can be given as model.path"

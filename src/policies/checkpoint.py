@@ -166,7 +166,9 @@ def read_tokenizer(folder: Path, **settings: Any) -> Any:
     }.items():
         if token is None or token not in tokenizer.get_vocab():
             named = "" if token is None else f" {token!r}"
-            raise CheckpointError(f"{folder / 'tokenizer.json'}: no {role} token{named}; it is another model's")
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'}: no {role} token{named}; the tokenizer belongs to another model"
+            )
     try:
         check_templates(tokenizer)
     except TemplateError as error:
@@ -181,14 +183,16 @@ def _config(folder: Path, layout: str, tokenizer: Any) -> JanusConfig:
     if layout == ORIGINAL:
         image = tokenizer.get_vocab().get(IMAGE)
         if image is None:
-            raise CheckpointError(f"{folder / 'tokenizer.json'}: no token {IMAGE!r}; it is another model's")
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'}: no token {IMAGE!r}; the tokenizer belongs to another model"
+            )
         ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         return original_config.read_config(file, read_json(file), {**ids, "image": image})
     stored = read_json(file)
     try:
         config = JanusConfig.from_dict(stored)
     except Exception as error:
-        raise CheckpointError(f"{file}: no config of a Janus: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{file}: not a Janus config: {' '.join(str(error).split())}") from error
     # Left out it is read as tied (transformers' default), and Janus-Pro's own lm_head would be overwritten.
     config.tie_word_embeddings = False
     # transformers replaces what the file says by what it computes.
@@ -216,7 +220,7 @@ def check_sizes(folder: Path, config: JanusConfig) -> None:
         f"{key} is {width}, text_config.hidden_size {hidden}" for key, width in inner.items() if width != hidden
     ]
     if vision.image_size % vision.patch_size:
-        problems.append(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}")
+        problems.append(f"image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}")
     if vision.num_image_tokens != side * side:
         problems.append(f"num_image_tokens is {vision.num_image_tokens}, an image has {side} x {side}")
     if painted != vision.image_size:
@@ -252,8 +256,8 @@ def check_vocabulary(folder: Path, config: JanusConfig, tokenizer: Any) -> None:
     highest = max(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, begin)
     if highest >= rows:
         raise CheckpointError(
-            f"{folder / 'tokenizer.json'}: has the special token id {highest}, config.json's vocab_size is {rows};"
-            " it is another model's"
+            f"{folder / 'tokenizer.json'}: has the special token id {highest}, but config.json's vocab_size is {rows};"
+            " the tokenizer belongs to another model"
         )
 
 
@@ -279,7 +283,7 @@ def check_weights(folder: Path, layout: str, config: JanusConfig, stored: Mappin
         if names
     ]
     if problems:
-        raise CheckpointError(f"{folder}: weights that do not fit its config.json: {'; '.join(problems)}")
+        raise CheckpointError(f"{folder}: the weights do not match config.json: {'; '.join(problems)}")
 
 
 def expected_shapes(config: JanusConfig, layout: str) -> dict[str, tuple[int, ...]]:
@@ -301,7 +305,7 @@ def _check_codes(folder: Path, layout: str, stored: Mapping[str, Tensor]) -> Non
     }
     if len({count for _, count in rows.values()}) > 1:
         told = ", ".join(f"{part} {count} ({key})" for part, (key, count) in rows.items())
-        raise CheckpointError(f"{folder}: the image codes do not fit each other: {told}")
+        raise CheckpointError(f"{folder}: the image codes do not match: {told}")
 
 
 def _is_computed(name: str) -> bool:

@@ -48,7 +48,7 @@ def base_of_adapter(adapter: Path) -> str | None:
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise CheckpointError(f"{config}: not valid JSON ({error}); the adapter is damaged") from None
     if named is not None and not (isinstance(named, str) and could_be_path(named)):
-        raise CheckpointError(f"{config}: base_model_name_or_path is no path and no name; the adapter is damaged")
+        raise CheckpointError(f"{config}: base_model_name_or_path is neither a path nor a name; the adapter is damaged")
     return named
 
 

@@ -34,7 +34,7 @@ def find_checkpoint(path: str | Path | None, repository: str | None) -> Path:
         if path is not None:
             raise
         raise CheckpointError(
-            f"{error} (the local copy of {repository}; if it is not complete: `hf download {repository}`)"
+            f"{error} (the local copy of {repository}; if it is incomplete: `hf download {repository}`)"
         ) from error
 
 

@@ -60,7 +60,7 @@ class _Reader:
         value = self.content.get(key)
         if not isinstance(value, dict):
             raise self.refuse(
-                key, "missing; this is no Janus with image generation (DeepSeek-VL and JanusFlow have the same type)"
+                key, "missing; this is not a Janus with image generation (DeepSeek-VL and JanusFlow have the same type)"
             )
         return value
 
@@ -109,7 +109,9 @@ def read_config(file: Path, content: dict[str, Any], ids: dict[str, int]) -> Jan
             f"the head has {codes} image tokens, the codebook {vq['image_token_size']}",
         )
     if image_size % patch:
-        raise reader.refuse("vision_config.params.image_size", f"{image_size} is no multiple of the patch size {patch}")
+        raise reader.refuse(
+            "vision_config.params.image_size", f"{image_size} is not a multiple of the patch size {patch}"
+        )
     side = image_size // patch
     return JanusConfig(
         text_config=text,
@@ -165,7 +167,7 @@ def _tower(reader: _Reader) -> dict[str, Any]:
         sizes = {key: params.get(key) for key in TOWERS["siglip_large_patch16_384"]}
         _complete(reader, "vision", sizes)
     elif not sizes:
-        raise reader.refuse("vision_config.params.model_name", f"{name!r} is not known; known is {', '.join(TOWERS)}")
+        raise reader.refuse("vision_config.params.model_name", f"{name!r} is unknown; known: {', '.join(TOWERS)}")
     # As the released code counts: -1 is the last layer, -2 (its default) the one before, 5 the fifth.
     chosen, layers = params.get("select_layer", -2), sizes["layers"]
     if not isinstance(chosen, int):
@@ -181,7 +183,7 @@ def _vq(reader: _Reader) -> dict[str, Any]:
         _complete(reader, "gen_vision", sizes)
         return sizes
     if name not in VQS:
-        raise reader.refuse("gen_vision_config.cls", f"{name!r} is not known; known is {', '.join(VQS)}")
+        raise reader.refuse("gen_vision_config.cls", f"{name!r} is unknown; known: {', '.join(VQS)}")
     for key in ("image_token_size", "n_embed"):
         # The released code builds the preset's codebook whatever these say; its embeddings and head follow them.
         value = reader.size("gen_vision", key)
@@ -256,8 +258,8 @@ def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
             value, written = getattr(getattr(config, part), key), getattr(getattr(again, part), key)
             if value != written:
                 raise CheckpointError(
-                    f"layout=original: {part}.{key} is {value}, in the original architecture it can only be {written};"
-                    " write layout=transformers"
+                    f"layout=original: {part}.{key} is {value}, but the original architecture only allows {written};"
+                    " use layout=transformers"
                 )
     return content
 

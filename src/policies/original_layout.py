@@ -98,7 +98,7 @@ def original_name(name: str) -> str:
         merged = re.sub(r"\.self_attn\.[qkv]_proj\.", ".self_attn.qkv.", name)
     found = _renamed(merged, _BACKWARD)
     if found is None:
-        raise ValueError(f"{name}: no weight of the original Janus architecture")
+        raise ValueError(f"{name}: not a weight of the original Janus architecture")
     return found
 
 
@@ -117,7 +117,7 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             # One position table for all images: its leading axis of one falls away.
             mapped[names[0]] = value[0] if original == _POSITIONS else value
         elif not has_no_counterpart(original):
-            raise ValueError(f"{original}: no weight of the original Janus architecture")
+            raise ValueError(f"{original}: not a weight of the original Janus architecture")
     return mapped
 
 
@@ -139,6 +139,6 @@ def to_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             mapped[original] = value[None] if original == _POSITIONS else value
     for original, found in parts.items():
         if missing := sorted(set(_PARTS) - set(found)):
-            raise ValueError(f"{original}: {', '.join(missing)} missing beside {', '.join(sorted(found))}")
+            raise ValueError(f"{original}: {', '.join(missing)} missing next to {', '.join(sorted(found))}")
         mapped[original] = torch.cat([found[part] for part in _PARTS])
     return mapped

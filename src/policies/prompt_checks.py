@@ -69,7 +69,7 @@ def check_metadata(rewards: RewardEnsemble, records: Iterable[PromptRecord]) -> 
                 expert.check(record)
             except ValueError as error:
                 raise UserError(
-                    f"{record.place or repr(record.prompt)}: {error} (asked by the expert {name})"
+                    f"{record.place or repr(record.prompt)}: {error} (reported by the expert {name})"
                 ) from error
 
 

@@ -26,7 +26,7 @@ def add_adapter(policy: Policy, path: Path, name: str) -> None:
         ValueError: if it does not fit, or the policy holds no adapters at all.
     """
     if not isinstance(policy, JanusPolicy) or policy.adapter is None:
-        raise ValueError(f"adapter={path}: {type(policy).__name__} takes no further adapters; it needs model.lora")
+        raise ValueError(f"adapter={path}: {type(policy).__name__} cannot take more adapters; it needs model.lora")
     add_lora(policy.adapter, path, name)
 
 

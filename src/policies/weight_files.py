@@ -50,7 +50,7 @@ def check_finite(tensors: Mapping[str, Tensor], file: object) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
-                f"{file}: {name} holds NaN or infinity; give weights from before the training went wrong"
+                f"{file}: {name} holds NaN or infinity; give weights from before the training diverged"
             )
 
 
@@ -72,19 +72,19 @@ def weight_files(folder: Path) -> list[Path]:
         found = [f for f in sorted(folder.iterdir()) if f.suffix in endings and not any(map(f.match, NO_WEIGHTS))]
         if found:
             return found
-    raise CheckpointError(f"{folder}: no weights in it: neither *.safetensors nor *.bin")
+    raise CheckpointError(f"{folder}: contains no weights, neither *.safetensors nor *.bin")
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index}: no weight_map in it; the checkpoint is damaged")
+        raise CheckpointError(f"{index}: has no weight_map; the checkpoint is damaged")
     names = sorted({str(name) for name in places.values()})
     for name in names:
         if Path(name).name != name or not could_be_path(name):
-            raise CheckpointError(f"{index}: names the shard {name!r}; a shard lies beside its index")
+            raise CheckpointError(f"{index}: names the shard {name!r}; a shard must be next to its index")
         if not (folder / name).is_file():
-            raise CheckpointError(f"{index}: the shard {name} is not there; the download is not complete")
+            raise CheckpointError(f"{index}: the shard {name} is missing; the download is incomplete")
     return [folder / name for name in names]
 
 
@@ -117,9 +117,9 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         # Only the zip format, torch's since 1.6, can be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except UnpicklingError as error:
-        raise CheckpointError(f"{file}: holds more than weights, or is damaged; nothing in it was run") from error
+        raise CheckpointError(f"{file}: contains more than weights, or is damaged; nothing in it was run") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file}: cannot be loaded: {error}; the file is damaged") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file}: no state dict: expected a mapping from names to tensors")
+        raise CheckpointError(f"{file}: not a state dict: expected a mapping from names to tensors")
     return {str(name): value.detach() for name, value in content.items()}

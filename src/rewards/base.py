@@ -140,7 +140,7 @@ def check_pictures(pixels: Any, records: Any, expert: str = "ensemble") -> None:
         hint = "" if pixels.is_floating_point() else "; divide whole numbers by 255"
         raise WrongInput(expert, f"pixels: {pixels.dtype} {shape}; {right}{hint}")
     if pixels.dim() != 4 or shape[1] != 3:
-        hint = "; its channels stand last, permute(0, 3, 1, 2) puts them right" if shape[-1:] == (3,) else ""
+        hint = "; the channels are last, permute(0, 3, 1, 2) moves them" if shape[-1:] == (3,) else ""
         raise WrongInput(expert, f"pixels: {tuple(shape)}; {right}{hint}")
     if shape[0] != len(records) or not len(records):
         raise WrongInput(
@@ -152,7 +152,7 @@ def check_pictures(pixels: Any, records: Any, expert: str = "ensemble") -> None:
 def _check_scale(pixels: Tensor, records: Sequence[PromptRecord], expert: str) -> None:
     flat = pixels.detach().flatten(1)
     if not flat.shape[1]:
-        raise WrongInput(expert, f"pixels: {tuple(pixels.shape)}, a picture without pixels")
+        raise WrongInput(expert, f"pixels: {tuple(pixels.shape)}; the pictures have no pixels")
     low, high = flat.amin(1), flat.amax(1)  # NaN where a picture holds one
     fine = (low >= -PIXEL_TOLERANCE) & (high <= 1 + PIXEL_TOLERANCE)
     if fine.all():

@@ -63,7 +63,7 @@ def check_domain(combine: str, weights: Mapping[str, float], ranges: Ranges, nor
             low, high = ranges[name]
             if low < 0:
                 raise ValueError(
-                    f"rewards.combine=product: expert {name!r} counts with scores in [{low}, {high}], and a product"
+                    f"rewards.combine=product: expert {name!r} has scores in [{low}, {high}], but a product"
                     " needs scores >= 0; give it weight 0, or choose sum or mean"
                 )
             if normalise[name] != "none":
@@ -75,13 +75,13 @@ def check_domain(combine: str, weights: Mapping[str, float], ranges: Ranges, nor
         for name in trained:
             if weights[name] != 1:
                 raise ValueError(
-                    f"rewards.weights.{name}={weights[name]}: with rewards.combine=min an expert takes part (1) or"
-                    " monitors (0); a smaller weight would make its score the worst one"
+                    f"rewards.weights.{name}={weights[name]}: with rewards.combine=min an expert counts (1) or"
+                    " only monitors (0); a smaller weight would lower its scores"
                 )
             if normalise[name] != normalise[trained[0]]:
                 raise ValueError(
                     f"rewards.combine=min: expert {trained[0]!r} is normalised by {normalise[trained[0]]!r}, expert"
-                    f" {name!r} by {normalise[name]!r}; scores of two kinds of units cannot be compared"
+                    f" {name!r} by {normalise[name]!r}; scores in different units cannot be compared"
                 )
 
 

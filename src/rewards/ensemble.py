@@ -59,7 +59,7 @@ class RewardEnsemble:
         self.sources: list[Experts] = [source for source in (local, elsewhere) if source is not None and source.facts]
         found = {name: facts for source in self.sources for name, facts in source.facts.items()}
         if not found:
-            raise ValueError("rewards: no expert; give at least one")
+            raise ValueError("rewards: there are no experts; give at least one")
         self.facts = {name: found[name] for name in order or found}
         self.weights = _checked_weights(self.names, weights or {})
         self.normalise = _checked_normalisation(self.names, normalise)
@@ -285,7 +285,7 @@ def _checked_weights(names: Sequence[str], weights: Mapping[str, float]) -> dict
             raise ValueError(f"rewards.weights.{name}={weight}: expected a finite number >= 0 (0 only monitors)")
     filled = {name: float(weights.get(name, 1.0)) for name in names}
     if not any(filled.values()):
-        raise ValueError("rewards.weights: all are 0, so nothing would be rewarded; give one expert a weight > 0")
+        raise ValueError("rewards.weights: all weights are 0, so there is no reward; give one expert a weight > 0")
     return filled
 
 

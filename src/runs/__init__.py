@@ -1,1 +1,1 @@
-"""A run's folder: who owns it, what is written there and how, and going on from it."""
+"""A run's folder: its owner, its files and how they are written, and how to resume from it."""

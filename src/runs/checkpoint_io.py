@@ -13,7 +13,7 @@ from src.runs.sound_files import write_whole
 
 
 class SoundCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint straight to its folder (Lightning's own goes through memory and the system's ``/tmp``).
+    """Writes a checkpoint straight to its folder (Lightning would go through memory and the system's ``/tmp``).
 
     The checkpoint that is replaced becomes ``previous.ckpt`` if it is known to be sound: written by this process, or
     the one the run was resumed from. So a damaged one never takes the place of a good one.
@@ -23,7 +23,7 @@ class SoundCheckpointIO(TorchCheckpointIO):
         self._sound = set() if resumed_from is None else {resumed_from.resolve()}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises CannotSave if the disk takes no more; the checkpoints that are there stay as they are."""
+        """Raises CannotSave if the disk is full; existing checkpoints stay unchanged."""
         if storage_options is not None:
             raise TypeError(f"SoundCheckpointIO: storage_options={storage_options}: expected None")
         path = Path(path)

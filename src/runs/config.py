@@ -1,7 +1,7 @@
-r"""The config.yaml of a run folder, written and read: data and nothing else.
+r"""Writes and reads the config.yaml of a run folder, as plain data.
 
-A run folder may be somebody else's. What stands in its config is never resolved: no variable of the environment, no
-resolver, no other key. `${` in a text of the user's is written as `\${`, OmegaConf's own way to say that it is text.
+A run folder may come from someone else, so its config is never resolved: no environment variable, no resolver, no
+other key. `${` in a user's text is written as `\${`, OmegaConf's escape.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def write_run_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
-    """The config.yaml of a run folder as plain Python; every section that is there is a mapping.
+    """The config.yaml of a run folder as plain Python; every section in it is a mapping.
 
     Raises:
-        UserError: naming file, key and fix, for a file that is no run's config, leads out of its folder, is too large,
-            or would have to be resolved.
+        UserError: naming file, key and fix, for a file that is not a run's config, leads out of its folder, is too
+            large, or would need resolving.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     if leads_out(path.parent, path) is not None:
-        raise UserError(f"{path}: is a link out of the run's folder; put the file itself in its place")
+        raise UserError(f"{path}: is a link out of the run's folder; replace it with the file itself")
     text = read_bounded(path)
 
     def refuse(key: str, value: str, line: int) -> None:
@@ -81,7 +81,9 @@ def read_run_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({first}); give the folder of a run made by src.train") from error
     # A list, or a text alone, which OmegaConf takes for a key.
     if not isinstance(config, dict) or not config.keys() & set(SECTIONS):
-        raise UserError(f"{path}: is no run's config (it has no model, data, ...); give a run made by src.train")
+        raise UserError(
+            f"{path}: is not the config of a run (it has no model, data, ...); give a run made by src.train"
+        )
     for name in SECTIONS:
         if name in config and not isinstance(config[name], dict):
             raise UserError(f"{path}: {name}={config[name]!r}: expected a section of keys, as src.train writes it")
@@ -89,7 +91,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 
 def typed_section(path: Path, name: str, schema: type, given: Mapping[str, Any]) -> DictConfig:
-    """A section of the config at `path` as its schema's types; what is not there, as in an older run, is the default.
+    """A section of the config at `path` as its schema's types; missing keys, as in an older run, get their defaults.
 
     Raises:
         UserError: naming file, key and problem, for a value of another type, out of its range, or an unknown key.

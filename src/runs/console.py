@@ -1,4 +1,4 @@
-"""Lines for the person who watches the run: rank 0 only, never through a progress bar."""
+"""Lines for the user who watches the run: from rank 0 only, never inside a progress bar."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The files of a run folder, read with their form checked.
 
-A folder may have been cut by a full disk or a copy, come from another version, or be no run's at all: whatever reads it
-gets what it expects or one message that names the file, what is wrong in it, and what to do.
+A folder may be truncated by a full disk or a copy, come from another version, or not be a run at all. A reader gets
+either what it expects or one message with the file, the problem and the fix.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 60
 
 
 class WrongForm(ValueError):
-    """What a file holds is not what it should; says what and where."""
+    """The content of a file has the wrong form; says what and where."""
 
 
 def damaged(path: Path, problem: object, fix: str) -> UserError:
@@ -36,9 +36,9 @@ def damaged(path: Path, problem: object, fix: str) -> UserError:
 
 def read_text(path: Path, fix: str) -> str:
     """A text file of a run; raises UserError."""
-    # A run folder may be somebody else's: nothing outside of it is read in its name.
+    # A run folder may come from someone else: nothing outside it is read.
     if leads_out(path.parent, path) is not None:
-        raise damaged(path, "it is a link out of the run's folder", "put the file itself in its place, or delete it")
+        raise damaged(path, "it is a link out of the run's folder", "replace it with the file itself, or delete it")
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -73,7 +73,7 @@ def read_before(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_summary(folder: RunFolder) -> dict[str, Any] | None:
-    """The summary; None where there is none yet. What this version reads of it has its form; raises UserError."""
+    """The summary; None if there is none yet. Fields that this version reads are checked; raises UserError."""
 
     def check(value: Any) -> None:
         for name, known in mapping(value).items():
@@ -107,11 +107,11 @@ def read_metrics(path: Path) -> dict[int, dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if "step" not in (reader.fieldnames or ()):
-                raise WrongForm("its first line names no column step")
+                raise WrongForm("its first line has no column step")
             for row in reader:
                 where = f"line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise WrongForm(f"{where} has not as many fields as the first")
+                    raise WrongForm(f"{where} has a different number of fields from the first")
                 step = _whole_number(row.pop("step"), f"{where}, step")
                 for name, value in row.items():
                     if value:
@@ -132,7 +132,7 @@ def read_rollouts(path: Path) -> list[tuple[int, str]]:
             found.append((int(json.loads(line)["step"]), line))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if place < len(lines) - 1:
-                raise damaged(path, f"line {place + 1} is no rollout: {line[:SHOWN]!r}", fix) from error
+                raise damaged(path, f"line {place + 1} is not a rollout: {line[:SHOWN]!r}", fix) from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what stands where, written whole or not at all."""
+"""The run folder: its paths; files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def mlflow(self) -> Path:
-        """Which MLflow run is this one's, and what it begins with."""
+        """The MLflow run of this run, and what it starts with."""
         return self.path / "mlflow.json"
 
     @property
@@ -58,7 +58,7 @@ class RunFolder:
         return self.last_checkpoint.with_name(PREVIOUS)
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that are there, the newest first."""
+        """The existing checkpoints, newest first."""
         return [path for path in (self.last_checkpoint, self.previous_checkpoint) if path.is_file()]
 
     @property
@@ -70,11 +70,11 @@ class RunFolder:
         return self.path / "adapter"
 
     def before_is_whole(self) -> bool:
-        """Whether all of the report before training is there; else all of it is made again."""
+        """Whether the report before training is complete; if not, all of it is made again."""
         return all(path.is_file() for path in (self.before, self.test_samples("before"), self.samples("before")))
 
     def what_is_left(self) -> str:
-        """For a person whose run ended before its time: what there is to go on from, and how."""
+        """For the user of a run that ended early: what to resume from, and how."""
         found = self.checkpoints()
         if not found:
             return f"no checkpoint was written yet in {self.path}"
@@ -105,7 +105,7 @@ class RunFolder:
 
 
 def leads_out(folder: Path, path: Path) -> Path | None:
-    """What of `path` (a file, or a folder with all in it) is a link to somewhere outside of `folder`; None: nothing."""
+    """The first link in `path` (a file, or a folder with its content) that leads out of `folder`, or None."""
     home = folder.resolve()
     for one in (path, *(path.rglob("*") if path.is_dir() else ())):
         if not one.resolve().is_relative_to(home):
@@ -114,7 +114,7 @@ def leads_out(folder: Path, path: Path) -> Path | None:
 
 
 def remove_partial_files(run: RunFolder) -> None:
-    """Delete what a process that was killed left half-written; to be called by the run's owner only."""
+    """Delete half-written files of a killed process; only the run's owner may call this."""
     for folder in (run.path, run.last_checkpoint.parent, run.validation_samples(0).parent):
         for path in folder.glob("*.partial"):
             if path.is_dir() and not path.is_symlink():
@@ -143,7 +143,7 @@ def write_json(path: Path, value: Any) -> None:
 def newest_unfinished(root: Path, name: str, suffix: str = "") -> RunFolder | None:
     """The newest folder ``<name>-<time><suffix>`` under `root` that has a checkpoint and no finished summary.
 
-    In place of the time a SLURM job's number; behind it ``.2`` and so on where another run had the name already.
+    A SLURM job's number may replace the time; ``.2`` and so on follows if another run had the name already.
     """
     stamp = r"-(?:\d{8}-\d{6}|job\d+\.\d+)(?:\.\d+)?"
     pattern = re.compile(re.escape(name) + stamp + re.escape(suffix))

@@ -1,8 +1,8 @@
-"""One owner of a folder at a time: an advisory lock of the system, gone with its process, even after kill -9.
+"""One owner of a folder at a time: an advisory lock that the system releases with the process, even after kill -9.
 
-The lock is on the file ``run.lock`` inside of the folder (flock(2)); its text names the owner, for messages. The file
-stays when the owner is gone: it marks a folder that this program made. Between machines the lock is as good as the file
-system's: NFS passes it on to its server unless it is mounted with ``nolock`` or ``local_lock``.
+The lock is on the file ``run.lock`` in the folder (flock(2)); its text names the owner, for messages. The file stays
+after the owner is gone and marks a folder that this program made. Across machines the lock is as good as the file
+system's: NFS passes it to its server unless it is mounted with ``nolock`` or ``local_lock``.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def owned(folder: Path, told: str) -> Iterator[None]:
-    """Own `folder`, which is there, while the block runs.
+    """Own the existing `folder` while the block runs.
 
-    told: the setting that named it, for messages (``run.dir=x``). On a file system without locks a warning is all.
+    told: the setting that named it, for messages (``run.dir=x``). A file system without locks only gets a warning.
 
     Raises:
         UserError: if another process owns it, or the lock's file cannot be written.
@@ -75,7 +75,7 @@ def owned(folder: Path, told: str) -> Iterator[None]:
 
 
 def owner(folder: Path) -> str | None:
-    """The process that owns `folder` now, in words; None where none does, or nobody can tell."""
+    """The process that owns `folder` now, as text; None if there is none or it is unknown."""
     path = folder / LOCK
     if fcntl is None:
         return None
@@ -120,7 +120,7 @@ def _locked(folder: Path, told: str) -> _Held | None:
                 held.close()
                 raise UserError(f"{told}: cannot be locked ({error.strerror}: {path}); choose another folder") from None
             print(
-                f"warning: {told}: its file system has no locks ({error.strerror}); make sure that nothing else writes"
+                f"warning: {told}: its file system has no locks ({error.strerror}); make sure nothing else writes"
                 " there",
                 file=sys.stderr,
             )

@@ -1,4 +1,4 @@
-"""Processes that somebody else started (torchrun, SLURM, Lightning), and what they must agree on before they meet."""
+"""Processes started by torchrun, SLURM or Lightning, and what they must agree on before they connect."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def job_name() -> str | None:
 
 
 def tell(key: str, word: str) -> None:
-    """Give the other processes of this run a short text, which `told` gives them. To be called by the first one.
+    """Send the other processes of this run a short text, which they read with `told`. Only the first one calls this.
 
     torchrun: through the store its agents already share. Processes that Lightning starts later inherit it.
 
@@ -79,7 +79,9 @@ def _by_slurm() -> bool:
 
 def _store(key: str) -> tuple[Any, str]:
     if not can_tell():
-        raise UserError("run.dir: needed here, the processes that torchrun started share no store to agree on one")
+        raise UserError(
+            "run.dir: required here, since the processes started by torchrun share no store to agree on one"
+        )
     from torch.distributed import TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -1,4 +1,4 @@
-"""metrics.csv of the run folder: one row a step, columns as they come, survives a resume."""
+"""metrics.csv of the run folder: one row per step, columns in order of appearance, kept across resumes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from src.runs.sound_files import CannotSave, partial_path, saving
 class MetricsFile(Logger):
     """A Lightning logger that keeps all rows and writes the file whole, atomically.
 
-    Lightning's own CSVLogger deletes an existing file; a resumed run must go on with the one it has.
+    Lightning's own CSVLogger deletes an existing file; a resumed run must append to it.
 
     Raises:
-        UserError: if the file at `path` is no metrics.csv of a run.
+        UserError: if the file at `path` is not the metrics.csv of a run.
     """
 
     def __init__(self, path: Path, flush_every: int = 20) -> None:
@@ -42,7 +42,7 @@ class MetricsFile(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The resolved config stands in its own file of the run folder."""
+        """The resolved config has its own file in the run folder."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -53,12 +53,12 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Forget rows behind `step`: a resumed run makes them again."""
+        """Forget rows after `step`: a resumed run makes them again."""
         self.rows = {at: row for at, row in self.rows.items() if at <= step}
 
     @rank_zero_only
     def drop_figures(self, names: tuple[str, ...], after: int) -> None:
-        """Forget figures whose names begin so, behind step `after`: a resumed run reports again at its own end."""
+        """Forget figures with this name prefix after step `after`: a resumed run reports them again at its own end."""
         self.rows = {
             at: {name: value for name, value in row.items() if at <= after or not name.startswith(names)}
             for at, row in self.rows.items()
@@ -84,5 +84,5 @@ class MetricsFile(Logger):
         try:
             self.save()
         except CannotSave:
-            if status == "success":  # else what ended the run is what has to be told
+            if status == "success":  # otherwise report what ended the run
                 raise

@@ -1,4 +1,4 @@
-"""A folder of results that appears whole or not at all, and never in the place of somebody else's files."""
+"""A folder of results that appears whole or not at all, and never replaces files of something else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REPLACED = ".replaced"
 
 
 def check_free(out: Path, overwrite: bool, own: Sequence[str]) -> None:
-    """Raise UserError if something is at `out` and must not be replaced; to call before any work is done.
+    """Raise UserError if `out` exists and must not be replaced; call this before any work is done.
 
-    own: patterns of the names this command writes. A folder with anything else in it is not replaced even by
-    `overwrite`: it is somebody else's.
+    own: patterns of the names this command writes. A folder with anything else in it is not replaced, even with
+    `overwrite`.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is a file; give a folder")
@@ -32,8 +32,8 @@ def check_free(out: Path, overwrite: bool, own: Sequence[str]) -> None:
     foreign = sorted(one.name for one in out.iterdir() if not any(fnmatch(one.name, pattern) for pattern in own))
     if foreign:
         raise UserError(
-            f"out={out}: holds {foreign[0]}, which this command did not write, and overwrite=true would delete it;"
-            " choose another folder, or move that away"
+            f"out={out}: holds {foreign[0]}, which this command did not write and overwrite=true would delete;"
+            " choose another folder, or move it away"
         )
 
 
@@ -58,11 +58,11 @@ def new_folder(stem: str) -> Path:
 
 @contextmanager
 def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside `out` to write into; it takes the place of `out` when the block ends without an error.
+    """A folder next to `out` to write into; it replaces `out` when the block ends without an error.
 
     Raises:
-        UserError: if no folder can be made there, another process is writing the same one, or something came into
-            `out` meanwhile that `overwrite` does not cover.
+        UserError: if no folder can be made there, another process is writing the same one, or something that
+            `overwrite` does not cover appeared in `out` meanwhile.
     """
     out = out.resolve()  # a link stays one
     partial = out.with_name(out.name + ".partial")
@@ -86,7 +86,7 @@ def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
             put_folder(partial, out, overwrite)
         except OSError as error:
             raise UserError(
-                f"out={out}: cannot be put there ({error.strerror}); what was made stays in {partial}"
+                f"out={out}: cannot be moved into place ({error.strerror}); what was made stays in {partial}"
             ) from error
 
 
@@ -105,7 +105,7 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
 
 
 def put_folder(partial: Path, out: Path, overwrite: bool) -> None:
-    """Rename a whole folder to `out`; what is there is deleted only after, and only if `overwrite`. Raises OSError."""
+    """Rename a whole folder to `out`; the old one is deleted afterwards, and only with `overwrite`. Raises OSError."""
     replaced = out.with_name(out.name + REPLACED)
     if overwrite and out.is_dir():
         shutil.rmtree(replaced, ignore_errors=True)

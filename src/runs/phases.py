@@ -1,4 +1,4 @@
-"""What the run is doing right now, for whoever has to say so when it does not go on.
+"""Names the current phase of the run, for error messages and the watchdog.
 
 One process does one thing at a time: phases nest, and entering or leaving one is progress. The watchdog
 (`src.training.watchdog`) looks from another thread.
@@ -27,7 +27,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 def progress() -> None:
-    """Say that the present phase goes on."""
+    """Report progress within the current phase."""
     global _moves
     _moves += 1
 
@@ -38,5 +38,5 @@ def current() -> str:
 
 
 def moves() -> int:
-    """How often a phase was entered, left, or said to go on; who sees it change sees progress."""
+    """Counts phases entered and left and progress reports; a change means progress."""
     return _moves

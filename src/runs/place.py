@@ -1,4 +1,4 @@
-"""The run's folder: new or resumed, the same for all its processes, and owned by this run alone."""
+"""The run's folder: new or resumed, the same for all its processes, and owned only by this run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from src.runs.resume import Choice, choose
 
 @contextmanager
 def placed(config: DictConfig, started: float) -> Iterator[Choice]:
-    """Where the run goes; its folder is there and no other run's while the block runs.
+    """Where the run goes; its folder exists and is owned by this run while the block runs.
 
-    The first process chooses and owns the folder, the others are told. started: the time in a new folder's name, in
-    seconds since 1970. A new folder that stays empty is taken away again.
+    The first process chooses and owns the folder and passes its name to the others. started: the time in a new
+    folder's name, in seconds since 1970. A new folder that stays empty is removed.
 
     Raises:
         UserError: for a folder that another process owns, that holds something else, or that cannot be made; if there
@@ -54,9 +54,9 @@ def job_suffix() -> str:
 
 
 def check_new(choice: Choice, mine: bool = False) -> None:
-    """Raise UserError unless a run may begin in the folder of `choice`: in a new or empty one.
+    """Raise UserError unless the folder of `choice` is new or empty, so that a run may start in it.
 
-    After ``resume=auto`` also where a run was ended before its first checkpoint. mine: this process has the lock.
+    After ``resume=auto`` a run that ended before its first checkpoint is allowed, too. mine: this process has the lock.
     """
     folder, told = choice.folder, choice.told
     if folder.path.exists() and not folder.path.is_dir():
@@ -71,14 +71,14 @@ def check_new(choice: Choice, mine: bool = False) -> None:
         raise UserError(f"{told}: holds a run already; choose another folder or add resume=auto")
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     raise UserError(
-        f"{told}: is not empty, it holds {others[0]}{more}; a new run goes into a new or empty folder: choose another"
+        f"{told}: is not empty, it contains {others[0]}{more}; a new run needs a new or empty folder: choose another"
         " run.dir, or go on with a run by resume=PATH"
     )
 
 
 @contextmanager
 def _claimed(choice: Choice, suffix: str) -> Iterator[Choice]:
-    """Own the folder of `choice`, made if it is not there."""
+    """Own the folder of `choice`, created if needed."""
     if choice.checkpoint is not None:
         with owned(choice.folder.path, choice.told):
             remove_partial_files(choice.folder)
@@ -120,7 +120,7 @@ def _new_folder(path: Path, suffix: str) -> Path:
 
 
 def _make(path: Path, told: str) -> bool:
-    """Make a folder; whether it was not there before."""
+    """Create a folder; returns whether it is new."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions, hardware."""
+"""What produced a result: commit, versions, hardware."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def usable_cores() -> int:
 
 
 def hardware() -> str:
-    """The device in words: GPU names, or the processor and its usable cores."""
+    """The device as text: GPU names, or the processor and its usable cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -55,7 +55,7 @@ def hardware() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` count from here: the runs of a sweep share a process. Without Linux's /proc it cannot."""
+    """Make `peak_memory` count from here, since the runs of a sweep share a process. Needs Linux's /proc."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():

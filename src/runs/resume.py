@@ -1,4 +1,4 @@
-"""Where a run lives and what it goes on from: the folder, a sound checkpoint, the settings it was made with."""
+"""What a run resumes from: its folder, a valid checkpoint, the settings it was made with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from src.runs.files import (
 from src.runs.folder import RunFolder, newest_unfinished, write_text
 from src.runs.sound_files import checksum_path, damage
 
-# A checkpoint is a state of these settings; with others it would be another run.
+# A checkpoint belongs to these settings; with different ones it would be another run.
 FIXED = ("model", "rewards", "data", "algorithm", "rollout", "optim", "run.seed")
 # But not how a step is computed, which leaves its objective alone (a run that did not fit may go on otherwise), nor
 # where the experts are (a server may come back at another address), nor when to give up.
@@ -58,9 +58,9 @@ BEST_AGAIN = "delete it to go on, and the best weights from here on count"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which folder a run goes into and what it goes on from.
+    """The folder of a run and what it resumes from.
 
-    checkpoint: None for a run that begins. given: the setting that named the folder, None for a name made from the
+    checkpoint: None for a new run. given: the setting that named the folder, None for a name made from the
     time. again: whether files of a run that was ended before its first checkpoint may be there.
     """
 
@@ -107,7 +107,7 @@ def choose(config: DictConfig, stamp: str, suffix: str = "") -> Choice:
 
 
 def sound_checkpoint(folder: RunFolder, checkpoint: Path) -> Path:
-    """`checkpoint`, after its checksum and that of the best weights were compared with the files.
+    """Returns `checkpoint` after checking its checksum and that of the best weights.
 
     Raises:
         UserError: naming what is damaged, and the newest sound checkpoint with the setting that resumes from it.
@@ -116,7 +116,7 @@ def sound_checkpoint(folder: RunFolder, checkpoint: Path) -> Path:
     if problem is not None:
         raise UserError(f"{checkpoint}: damaged: {problem}; {_offer(folder, checkpoint)}")
     if not checksum_path(checkpoint).exists():
-        say(f"{checkpoint}: has no checksum beside it ({checksum_path(checkpoint).name}), taken as it is")
+        say(f"{checkpoint}: has no checksum next to it ({checksum_path(checkpoint).name}), using it unchecked")
     problem = damage(folder.best_weights) if folder.best_weights.is_file() else None
     if problem is not None:
         raise UserError(
@@ -142,7 +142,7 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU, its form checked.
 
     Raises:
-        UserError: if it is none of a training run's.
+        UserError: if it is not the checkpoint of a training run.
     """
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -157,12 +157,12 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(state: Any) -> None:
-    """Raise WrongForm unless `state` has what Lightning and the parts of a run read of it."""
+    """Raise WrongForm unless `state` has what Lightning and the parts of a run read from it."""
 
     def entry(name: str, kind: type | tuple[type, ...], where: Any) -> Any:
         value = need(mapping(where), name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise WrongForm(f"{name} is of another form")
+            raise WrongForm(f"{name} has the wrong form")
         return value
 
     entry("global_step", int, state)
@@ -170,7 +170,7 @@ def check_checkpoint(state: Any) -> None:
     entry("pytorch-lightning_version", str, state)
     for name, value in entry("state_dict", dict, state).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WrongForm("state_dict holds something else than weights by name")
+            raise WrongForm("state_dict contains something other than weights by name")
     loop = entry("fit_loop", dict, entry("loops", dict, state))
     for part in ("epoch_loop.state_dict", "epoch_loop.batch_progress", "epoch_progress"):
         entry(part, dict, loop)
@@ -195,9 +195,9 @@ def finished_batches(checkpoint: Path) -> int:
 
 
 def check_files(folder: RunFolder, checkpoint: Path | None) -> None:
-    """Raise UserError for a file of a run that is gone on with, or begun again, which is damaged or of another form.
+    """Raise UserError for a damaged or malformed file of a run that is resumed or restarted.
 
-    All that the run will read: what is wrong is told before any weight is loaded.
+    Checks every file the run will read, so errors appear before any weight is loaded.
     """
     if folder.before.is_file():
         read_before(folder)
@@ -214,7 +214,7 @@ def check_files(folder: RunFolder, checkpoint: Path | None) -> None:
 
 
 def forget_other_run(folder: RunFolder, config: DictConfig) -> None:
-    """Before a run begins again where one was ended before its first checkpoint: delete what other settings made."""
+    """Before a restart of a run that ended before its first checkpoint: delete what other settings made."""
     if folder.config.is_file() and not _changes(folder, config):
         return
     before = (folder.before, folder.test_samples("before"), folder.samples("before"))
@@ -263,7 +263,7 @@ def check_settings(folder: RunFolder, config: DictConfig) -> None:
 
 
 def _where_it_stands(value: Any) -> Any:
-    """The settings with every ``_target_`` by its path of today: a factory that moved is no change of the run's."""
+    """The settings with every ``_target_`` by its current path: a moved factory is not a change of settings."""
     if isinstance(value, Mapping):
         return {key: current(one) if key == "_target_" else _where_it_stands(one) for key, one in value.items()}
     return [_where_it_stands(one) for one in value] if isinstance(value, list) else value
@@ -271,7 +271,7 @@ def _where_it_stands(value: Any) -> Any:
 
 def _changes(folder: RunFolder, config: DictConfig) -> dict[str, tuple[Any, Any]]:
     """The settings that matter and differ from those in the folder, by dotted key: (the folder's, the present ones)."""
-    # The file keeps no secrets: what is masked in both is taken for the same.
+    # The file keeps no secrets: values masked in both count as the same.
     held = OmegaConf.to_container(config, resolve=True)
     made, now = (literal(masked(_where_it_stands(given))) for given in (read_run_config(folder.config), held))
     return {

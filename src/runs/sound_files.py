@@ -1,7 +1,7 @@
-"""Files that appear whole, with a checksum beside them: what a kill, a full disk or a bad sector does is seen.
+"""Files that appear whole, with a checksum next to them that detects damage by a kill, a full disk or a bad sector.
 
-Beside ``last.ckpt`` stands ``last.ckpt.sha256``, as ``sha256sum -c`` reads it. While a file is being replaced it
-names both the old and the new content, so that a kill at any point leaves a file its checksum knows.
+``last.ckpt`` has ``last.ckpt.sha256`` next to it, readable by ``sha256sum -c``. While a file is being replaced this
+lists both the old and the new content, so after a kill at any point the file still passes its check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = 1 << 20
 
 
 class CannotSave(OSError):
-    """A file could not be written (a full disk, a quota); what stood in its place is untouched."""
+    """A file could not be written (a full disk, a quota); the old content is untouched."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: cannot be written ({reason})")
@@ -27,7 +27,7 @@ class CannotSave(OSError):
 
 
 class DamagedFile(RuntimeError):
-    """A file is not what its checksum says."""
+    """A file does not match its checksum."""
 
 
 def partial_path(path: Path) -> Path:
@@ -36,7 +36,7 @@ def partial_path(path: Path) -> Path:
 
 
 def checksum_path(path: Path) -> Path:
-    """Where the checksum of `path` stands."""
+    """The path of the checksum of `path`."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -74,10 +74,10 @@ class _Hashing:
 def write_whole(path: Path, write: Callable[[Any], object], keep_as: Path | None = None) -> None:
     """Let `write` fill a file-like object, then put it in the place of `path`, with its checksum.
 
-    On disk before it counts: the file, then the folder. keep_as: where the old content goes on standing, if any.
+    File and folder are synced to disk first. keep_as: where to keep the old content, if any.
 
     Raises:
-        CannotSave: naming file and reason; `path` is then what it was.
+        CannotSave: naming file and reason; `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -87,7 +87,7 @@ def write_whole(path: Path, write: Callable[[Any], object], keep_as: Path | None
             try:
                 write(hashing)
             except RuntimeError:
-                # torch's writer, cut short, complains of its own state instead.
+                # An interrupted torch writer reports its own state instead.
                 if hashing.error is not None:
                     raise hashing.error from None
                 raise
@@ -106,13 +106,13 @@ def put_in_place(partial: Path, path: Path, digest: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Put a file that somebody else wrote on disk."""
+    """Sync a file written by other code to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's names on disk, where the system can."""
+    """Sync a folder's names to disk, if the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -132,7 +132,7 @@ def digests(path: Path) -> list[str]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file by its checksum, for a person; None for a sound one, or one without a checksum."""
+    """What is wrong with a file by its checksum, as text; None for a valid one, or one without a checksum."""
     known = digests(path)
     if not known:
         return None if not checksum_path(path).exists() else f"its checksum {checksum_path(path).name} is unreadable"
@@ -146,7 +146,7 @@ def damage(path: Path) -> str | None:
 
 
 def require_sound(path: Path) -> None:
-    """Raise DamagedFile unless `path` is what its checksum says."""
+    """Raise DamagedFile unless `path` matches its checksum."""
     problem = damage(path)
     if problem is not None:
         raise DamagedFile(f"{path}: damaged: {problem}")
@@ -163,7 +163,7 @@ def _keep(path: Path, keep_as: Path | None) -> None:
     if keep_as is None or not path.is_file():
         return
     known = digests(path)
-    # Of two the file has one: an earlier replacement was cut short.
+    # The file matches one of two: an earlier replacement was interrupted.
     digest = known[0] if len(known) == 1 else file_digest(path)
     partial = partial_path(keep_as)
     partial.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ def score_geneval(config: Any) -> int:
     out = Path(config.out).expanduser() if config.out is not None else images / "results.jsonl"
     samples = read_samples(config, images)
     if out.is_dir() or (out.exists() and not config.overwrite):
-        raise UserError(f"out={out}: is there already; choose another file or add overwrite=true")
+        raise UserError(f"out={out}: already exists; choose another file or add overwrite=true")
     settings = RuleSettings(
         config.threshold,
         config.counting_threshold,
@@ -67,7 +67,7 @@ def read_samples(config: Any, images: Path) -> list[Sample]:
     except ValueError as error:
         raise UserError(str(error)) from error
     if gaps and not config.allow_missing:
-        raise UserError(f"{gaps_message(images, gaps)}; paint them, or add allow_missing=true to score what is there")
+        raise UserError(f"{gaps_message(images, gaps)}; paint them, or add allow_missing=true to score the others")
     if gaps:
         print(gaps_message(images, gaps), file=sys.stderr)
     return samples

@@ -20,7 +20,7 @@ class ModelSize:
 
     def __post_init__(self) -> None:
         if self.hidden % self.head_width:
-            raise ValueError(f"hidden {self.hidden}: no multiple of the attention heads' width, {self.head_width}")
+            raise ValueError(f"hidden {self.hidden}: not a multiple of the attention heads' width, {self.head_width}")
         if self.channels % 32:
             raise ValueError(f"channels {self.channels}: the VQ model's group norms need a multiple of 32")
         if not 0 < self.code_width <= 48:

@@ -83,7 +83,7 @@ class Requirement:
         if not objects:
             raise ValueError("scene: key 'objects' is missing or empty; list the objects a correct picture shows")
         if len({item.kind for item in objects}) != len(objects):
-            raise ValueError(f"scene: key 'objects' names a kind twice ({objects}); add the numbers up")
+            raise ValueError(f"scene: key 'objects' names a kind twice ({objects}); combine the numbers")
         relation = scene.get("relation")
         if relation is None:
             return cls(objects)

@@ -62,7 +62,7 @@ def rendered(template: Any, variables: dict[str, Any], longest: int) -> str:
         parts.append(part)
         length += len(part)
         if length > longest:
-            raise ValueError(f"writes more than {longest} letters")
+            raise ValueError(f"writes more than {longest} characters")
     return "".join(parts)
 
 

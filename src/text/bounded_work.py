@@ -1,7 +1,7 @@
-"""Work that a file from outside prescribes, done in a child process that the kernel ends after some seconds.
+"""Work defined by an outside file, done in a child process that the kernel ends after some seconds.
 
-A chat template's loops can run for ever, its products fill any memory, and a pattern can take longer than the age of
-the universe to fail on a name of forty letters. Nothing inside of this process can stop any of that.
+A chat template's loops can run forever, its products can fill any memory, and a pattern can take ages to fail on a
+name of forty letters. None of this can be stopped from inside this process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def answered(work: str, **request: Any) -> dict[str, Any]:
     """The child's answer to a request; `src.text.bounded_child` has the kinds of work.
 
     Raises:
-        Stopped: if what is asked for is damaged, or exceeds a limit.
+        Stopped: if the template or pattern is damaged, or exceeds a limit.
     """
     asked = {"work": work, "seconds": SECONDS, "bytes": BYTES, **request}
     try:

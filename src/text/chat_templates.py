@@ -1,6 +1,6 @@
 """A checkpoint's chat templates, which are programs: run once, in a child with limits, then filled in as plain text.
 
-It is rendered a single time with marks in the places of the users' words, in a process that the kernel ends after some
+It is rendered once with marks in place of the users' words, in a process that the kernel ends after some
 seconds (`src.text.bounded_work`). What is left are pieces of text with the words between them.
 """
 

@@ -1,4 +1,4 @@
-"""Users' words beside a tokenizer's special tokens: words that spell one stay words.
+"""Users' words and a tokenizer's special tokens: words that spell one stay words.
 
 A tokenizer reads ``<image_placeholder>`` in any text as the special token. In the words of a user, or in a plan that a
 model wrote, such a spelling is broken up by a space before it is put into a template: ``< image_placeholder>``. All
@@ -21,10 +21,10 @@ NEUTRAL = "a"
 def as_words(tokenizer: Any, texts: Sequence[str], more: Sequence[str] = ()) -> list[str]:
     """`texts` with every spelling of a special token broken up; a text without one is returned as it is.
 
-    more: spellings that mean something beside the tokenizer's own, such as a processor's image token.
+    more: spellings with a meaning besides the tokenizer's own, such as a processor's image token.
 
     Raises:
-        ValueError: for a text that cannot be told from special tokens.
+        ValueError: for a text that cannot be told apart from special tokens.
     """
     spelled = _pattern(frozenset(_spellings(tokenizer)) | frozenset(filter(None, more)))
     words = [_broken(spelled, text) for text in texts]
@@ -37,7 +37,9 @@ def as_words(tokenizer: Any, texts: Sequence[str], more: Sequence[str] = ()) -> 
         waiting = _mend(tokenizer, control, words, waiting, gently=number < GENTLE)
         if not waiting:
             return words
-    raise ValueError(f"{_short(texts[waiting[0]])}: cannot be told from the tokenizer's special tokens; word it anew")
+    raise ValueError(
+        f"{_short(texts[waiting[0]])}: cannot be told apart from the tokenizer's special tokens; reword it"
+    )
 
 
 def filled(
@@ -45,10 +47,10 @@ def filled(
 ) -> list[str]:
     """``fill(*row)`` for every row of users' words, in which only what `fill` adds is a special token.
 
-    Words may also make a special token together with what stands beside them: those get a space on either side.
+    Words may also form a special token with the text around them: those get a space on either side.
 
     Raises:
-        ValueError: for words that cannot be told from special tokens.
+        ValueError: for words that cannot be told apart from special tokens.
     """
     flat = iter(as_words(tokenizer, [text for row in rows for text in row], more))
     words = [tuple(next(flat) for _ in row) for row in rows]
@@ -60,7 +62,7 @@ def filled(
             continue
         texts[place] = fill(*(f" {text} " if text else "" for text in row))
         if _controls(tokenizer, texts[place : place + 1])[0] != expected[_which(row)]:
-            raise ValueError(f"{_short(rows[place][0])}: makes special tokens with the text around it; word it anew")
+            raise ValueError(f"{_short(rows[place][0])}: forms special tokens with the text around it; reword it")
     return texts
 
 
@@ -102,7 +104,7 @@ def _broken(spelled: re.Pattern[str] | None, text: str) -> str:
         if spelled is None or spelled.search(text) is None:
             return text
         text = spelled.sub(lambda match: _split(match[0]), text)
-    raise ValueError(f"{_short(text)}: cannot be told from the tokenizer's special tokens; word it anew")
+    raise ValueError(f"{_short(text)}: cannot be told apart from the tokenizer's special tokens; reword it")
 
 
 def _split(spelling: str) -> str:

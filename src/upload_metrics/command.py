@@ -34,7 +34,7 @@ def upload(config: DictConfig) -> int:
         raise UserError("run: expected a run folder, as in run=runs/bicot_lora-20260101-120000")
     folder = RunFolder(find_run(config.run))
     if (who := owner(folder.path)) is not None:
-        raise UserError(f"run={config.run}: the run is still going on ({who}); upload it when it is over")
+        raise UserError(f"run={config.run}: the run is still active ({who}); upload it when it has ended")
     rows = metric_rows(folder)
     with owned(folder.path, f"run={config.run}"):
         return _upload(config, folder, rows)
@@ -74,7 +74,7 @@ def _upload(config: DictConfig, folder: RunFolder, rows: list[Metric]) -> int:
     writer.finish("FINISHED" if summary.get("finished") else "KILLED")
     write_journal(folder, journal.with_run(store.uri, run_id, pending=False))
     where = masked_text(f"{store.uri}, run {run_id}")
-    print(f"{where}: {written} of {len(rows)} figures and {files} files were missing, now written")
+    print(f"{where}: {written} of {len(rows)} figures and {files} files were missing and have been uploaded")
     return 0
 
 
@@ -133,9 +133,7 @@ def upload_files(writer: Writer, folder: RunFolder) -> int:
     # A run folder may be somebody else's: only what lies in it is sent away.
     for path in (*missing, *pictures.values()):
         if (link := leads_out(folder.path, path)) is not None:
-            raise UserError(
-                f"{link}: is a link out of the run's folder; put the file itself in its place, or delete it"
-            )
+            raise UserError(f"{link}: is a link out of the run's folder; replace it with the file itself, or delete it")
     for path in missing:
         if path.is_dir():
             writer.client.log_artifacts(writer.run_id, str(path), path.name)

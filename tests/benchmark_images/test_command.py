@@ -89,7 +89,7 @@ def test_interrupted_it_says_so_and_goes_on(
 
     monkeypatch.setattr(writer, "grid", grid)
     assert run(*asked) == cli.EXIT_INTERRUPTED
-    assert "interrupted with 1 of 2 images; the same command goes on" in capsys.readouterr().err
+    assert "interrupted with 1 of 2 images; the same command continues" in capsys.readouterr().err
     assert set(tree(tmp_path / "out")) == {"benchmark.json", "images/0.png"}
     assert run(*asked) == 0
     with Image.open(tmp_path / "out/images/COCOval2014000000010363.png") as image:
@@ -110,7 +110,7 @@ def test_interrupted_it_says_so_and_goes_on(
         (["name=geneval", "prompts=copy", "out=out", "seed=-1"], "seed=-1"),
         (["name=geneval", "prompts=copy", "out=out", "sed=1"], "Did you mean seed?"),
         (["name=geneval", "prompts=copy", "out=taken"], "not empty"),
-        (["name=geneval", "prompts=empty.jsonl", "out=out"], "no prompt in it"),
+        (["name=geneval", "prompts=empty.jsonl", "out=out"], "contains no prompts"),
     ],
 )
 def test_wrong_input_is_one_message_before_any_weight_is_read(

@@ -182,7 +182,7 @@ def test_a_missing_copy_is_named(tmp_path: Path, name: str) -> None:
     ("name", "files", "words"),
     [
         ("geneval", {"evaluation_metadata.jsonl": jsonl(GENEVAL) + "{\n"}, "evaluation_metadata.jsonl:3"),
-        ("geneval", {"evaluation_metadata.jsonl": jsonl([GENEVAL[0] | {"include": []}])}, "nothing could be judged"),
+        ("geneval", {"evaluation_metadata.jsonl": jsonl([GENEVAL[0] | {"include": []}])}, "nothing to judge"),
         ("dpg", {"0.txt": ""}, "0 lines"),
         ("dpg", {"a.b.txt": "x"}, "first dot"),
         ("tiif", {"a.jsonl": jsonl([{"type": "style", "yn_question_list": []}])}, "scorer's questions"),

@@ -264,7 +264,7 @@ def test_a_layout_with_two_images_under_one_name_is_refused(tmp_path: Path) -> N
         return [ImageFile(first.path.with_name(name), second.item, (0,)) for name in ("A.png", "a.png")]
 
     items = real.read(COPIES["wise"](tmp_path / "copy"))
-    with pytest.raises(ValueError, match="one file name"):
+    with pytest.raises(ValueError, match="the same file name"):
         write_benchmark(Job(Benchmark("x", 1, 1, real.read, files), items, 1), tmp_path / "out", Painter())
     assert not (tmp_path / "out").exists()
 

@@ -114,7 +114,7 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
 def test_a_file_without_records_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(PromptDataError, match=r"p\.jsonl: no prompt in it"):
+    with pytest.raises(PromptDataError, match=r"p\.jsonl: contains no prompts"):
         read_jsonl(write(tmp_path / "p.jsonl", content))
 
 

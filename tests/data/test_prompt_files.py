@@ -54,10 +54,10 @@ def test_an_array_of_prompts_is_read_too(tmp_path: Path) -> None:
         ('[\n{"prompt": "a"}\n{"prompt": "b"}]', r"p\.json:3: not a JSON array; expected , or \] here"),
         ('[\n{"prompt": "a"},\n]', r"p\.json:3: not a JSON array of prompts"),
         ('[\n{"prompt": "a"}', r"p\.json:2: not a JSON array; expected"),
-        ('[\n{"prompt": "a"}]\nx', r"p\.json:2: not a JSON array; something stands behind its end"),
+        ('[\n{"prompt": "a"}]\nx', r"p\.json:2: not a JSON array; there is text after its end"),
         ('[{"prompt": "a"},\n{"promt": "b"}]', r"p\.json:2: unknown field 'promt'"),
-        ('[{"prompt": "a"},\n\n{"prompt": "b", "prompt": "c"}]', r"p\.json:3: .*the key 'prompt' stands in it twice"),
-        ("[]", r"p\.json: no prompt in it"),
+        ('[{"prompt": "a"},\n\n{"prompt": "b", "prompt": "c"}]', r"p\.json:3: .*the key 'prompt' occurs twice"),
+        ("[]", r"p\.json: contains no prompts"),
         ("[" * 100_000, r"p\.json:1: not a JSON array"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_key_given_twice_is_a_bad_line(tmp_path: Path, where: str) -> None:
     line = "{" + where + '"prompt": "a"' + (', "task_type": "b"' if twice == "task_type" else "")
     line += ', "prompt": "b"}' if twice == "prompt" else "}"
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
-    with pytest.raises(PromptDataError, match=rf"p\.jsonl:2: .*the key '{twice}' stands in it twice"):
+    with pytest.raises(PromptDataError, match=rf"p\.jsonl:2: .*the key '{twice}' occurs twice"):
         read_jsonl(tmp_path / "p.jsonl")
 
 

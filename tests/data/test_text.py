@@ -36,7 +36,7 @@ def test_bad_lines_raise_or_are_counted(tmp_path: Path) -> None:
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
-    with pytest.raises(PromptDataError, match="no prompt in it; expected one prompt a line"):
+    with pytest.raises(PromptDataError, match="contains no prompts; expected one prompt per line"):
         read_text(file)
 
 
@@ -65,5 +65,5 @@ def test_a_line_of_other_white_space_is_blank(tmp_path: Path, blank: str) -> Non
     path.write_text(f"a dog\n{blank}\na cat\n", encoding="utf-8")
     assert [record.prompt for record in read_text(path)] == ["a dog", "a cat"]
     path.write_text(f"{blank}\n", encoding="utf-8")
-    with pytest.raises(PromptDataError, match="no prompt in it"):
+    with pytest.raises(PromptDataError, match="contains no prompts"):
         read_text(path)

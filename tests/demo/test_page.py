@@ -53,13 +53,13 @@ def test_what_is_in_range_is_taken(prompt: str, guidance: float, heat: float, se
         (("\ud800", 1.5, 1.0), "half a character"),
         (("a\0", 1.5, 1.0), r"control character U\+0000"),
         (("a", 0.5, 1.0), "guidance_scale: 0.5"),
-        (("a", float("nan"), 1.0), "guidance_scale: nan is no number"),
+        (("a", float("nan"), 1.0), "guidance_scale: nan is not a number"),
         (("a", 1.5, 0.0), "temperature: 0.0"),
-        (("a", 1.5, None), "temperature: None is no number"),
+        (("a", 1.5, None), "temperature: None is not a number"),
         (("a", 1.5, 1.0, -1), "seed: -1"),
         (("a", 1.5, 1.0, 0.5), "seed: 0.5; expected an integer"),
         (("a", 1.5, 1.0, 0, 17), "candidates: 17"),
-        (("a", 1.5, 1.0, 0, True), "candidates: True is no number"),
+        (("a", 1.5, 1.0, 0, True), "candidates: True is not a number"),
     ],
 )
 def test_what_is_out_of_range_is_refused(fields: tuple[Any, ...], message: str) -> None:

@@ -225,7 +225,7 @@ def test_pictures_an_expert_fails_on_are_left_out_and_that_is_said(
     monkeypatch.setattr(ShapesJudge, "score", picky)
     asked = ("prompts=two green squares", "prompts=a yellow circle", "rewards=shapes", "rewards.on_error=drop", "n=2")
     assert run(monkeypatch, *asked, f"out={tmp_path / 'out'}") == 0
-    assert "warning: shapes left out pictures it failed on" in capsys.readouterr().err
+    assert "warning: shapes left out pictures that it failed on" in capsys.readouterr().err
     assert [row["reward"] == "" for row in rows(tmp_path / "out")] == [False, False, True, True]
     assert summary(tmp_path / "out")["means"]["base"]["all prompts"]["reward"]["samples"] == 2
 
@@ -266,8 +266,8 @@ SHAPES = ["data=shapes", "rewards=shapes"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rewards=shapes"], "data: missing; no run says which prompts"),
-        (["data=shapes"], "rewards: missing; no run says which experts"),
+        (["rewards=shapes"], "data: missing, and there is no run to take the prompts from"),
+        (["data=shapes"], "rewards: missing, and there is no run to take the experts from"),
         ([*SHAPES, "n=0"], "n=0: expected an integer >= 1"),
         ([*SHAPES, "resamples=3"], "resamples=3: expected an integer >= 100"),
         ([*SHAPES, "max_prompts=0"], "max_prompts=0: expected an integer >= 1"),
@@ -275,7 +275,7 @@ SHAPES = ["data=shapes", "rewards=shapes"]
         ([*SHAPES, "kinds=[]"], "kinds=[]: expected at least one kind"),
         ([*SHAPES, "prompts=a"], "data, prompts: give one of the two"),
         (["rewards=shapes", "prompts= "], "prompts: a prompt is empty"),
-        ([*SHAPES, "embedding=clip"], "embedding=clip: no expert of that name embeds pictures"),
+        ([*SHAPES, "embedding=clip"], "embedding=clip: no expert with that name embeds pictures"),
         ([*SHAPES, "embeding=pixels"], "embeding: no such key. Did you mean embedding?"),
         (["run={tmp}/bicot_lora"], "Did you mean {tmp}/bicot_lora-20260101?"),
         ([*SHAPES, "adapters=[{tmp}/bicot_lora-2026]"], "no such folder; give the folder of a run"),

@@ -291,7 +291,7 @@ def damaged(folder: Path) -> None:
         (None, ["run={run}", "ot={tmp}/out"], "ot: no such key"),
         (None, ["run={tmp}/my_rum", "out={tmp}/out"], "Did you mean {tmp}/my_run?"),
         (None, ["run={run}", "out={tmp}/out", "push_to_hub=true"], "repo: missing"),
-        (None, ["run={run}", "out={tmp}/out", "push_to_hub=true", "repo=a/b/c"], "no name of a repository"),
+        (None, ["run={run}", "out={tmp}/out", "push_to_hub=true", "repo=a/b/c"], "not a repository name"),
         (None, ["run={run}", "out={tmp}/out", "register=true", "registered_name=a/b"], "without slashes"),
         (
             None,

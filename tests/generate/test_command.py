@@ -236,7 +236,7 @@ def misfit(folder: Path) -> None:
         (["prompts=a", "sede=1"], "sede: no such key"),
         (["prompts_file={tmp}/none.txt"], "prompts_file={tmp}/none.txt: no such file"),
         (["prompts_file={tmp}"], "is a folder"),
-        (["prompts_file={tmp}/empty.txt"], "no prompt in it"),
+        (["prompts_file={tmp}/empty.txt"], "contains no prompts"),
         (["prompts_file={tmp}/latin.txt"], "{tmp}/latin.txt:2: byte 0xe9"),
         (["prompts_file={tmp}/bad.jsonl"], "{tmp}/bad.jsonl:2: "),
         (["prompts=a", "run={tmp}/none"], "run={tmp}/none: no config.yaml there"),

@@ -42,7 +42,7 @@ def test_clauses_are_read() -> None:
         ({"tag": ""}, ["x:1", "tag", "non-empty"]),
         ({"prompt": 3}, ["prompt", "3"]),
         ({"include": {}}, ["include", "list"]),
-        ({"include": []}, ["nothing could be judged"]),
+        ({"include": []}, ["nothing to judge"]),
         ({"include": [{"class": "dog"}]}, ["include[0]", "class and count"]),
         ({"include": [{"class": "mouse", "count": 1}]}, ["class='mouse'", "80"]),
         ({"include": [{"class": "dog", "count": 0}]}, ["count=0", ">= 1"]),

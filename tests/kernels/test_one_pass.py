@@ -259,13 +259,13 @@ def test_no_tokens(triton_ops: Operations) -> None:
     [
         (lambda: Objective("sequence"), "surrogate='sequence': expected one of reinforce, clipped, weight_clipped"),
         (lambda: Objective(kl="k4"), "kl='k4'"),
-        (lambda: Objective(beta=0.1, kl=None), "beta=0.1 weighs a KL"),
+        (lambda: Objective(beta=0.1, kl=None), "beta=0.1 weights a KL"),
         (lambda: Objective(entropy_bonus=0.1, entropy=False), "entropy_bonus=0.1"),
         (lambda: compute(advantages=torch.ones(N + 1)), r"advantages: shape \(4,\), expected \(3,\)"),
         (lambda: compute(token_weights=torch.ones(N)), r"token_weights: shape \(3,\), expected \(3, 3\)"),
         (lambda: compute(old_logp=torch.ones(N, 1)), r"old_logp: shape \(3, 1\)"),
         (lambda: compute(normaliser=0.0), "normaliser=0.0"),
-        (lambda: compute(ref_features=None), "beta=0.1 weighs a KL, but there is no reference"),
+        (lambda: compute(ref_features=None), "beta=0.1 weights a KL, but there is no reference"),
     ],
 )
 def test_wrong_inputs_are_named(make: Any, message: str) -> None:

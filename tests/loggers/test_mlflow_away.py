@@ -146,7 +146,7 @@ def test_a_run_begun_without_a_server_is_uploaded_as_a_whole(
     nobody = MLflowServer(tmp_path / "never.db").url
     settings = SETTINGS | {"logger": "mlflow", "logger__tracking_uri": nobody, "run__root": tmp_path}
     assert train(world, run, **settings) == 0
-    assert f"mlflow: nobody answers for {nobody}" in capsys.readouterr().out
+    assert f"mlflow: no answer from {nobody}" in capsys.readouterr().out
     assert (journal(run)["pending"], journal(run)["run_id"]) == (True, None)
 
     if server.process is None:

@@ -67,7 +67,7 @@ def test_a_server_that_does_not_answer_is_no_error_but_known(tmp_path: Path, hos
         ("{tmp}/mlruns", "no longer keeps runs in plain folders"),
         ("file://{tmp}/mlruns", "no longer keeps runs in plain folders"),
         ("sqlite://", "expected sqlite:///PATH.db"),
-        ("sqlite:///{tmp}/text.db", "is no SQLite database"),
+        ("sqlite:///{tmp}/text.db", "is not an SQLite database"),
         ("sqlite:///{tmp}/text.db/below.db", "cannot be written"),
     ],
 )

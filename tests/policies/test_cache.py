@@ -185,5 +185,5 @@ def test_a_void_state_is_refused() -> None:
     old, _ = decoder.start(PLAN, context, 3)
     new, _ = decoder.start(PLAN, context, 3)
     decoder.advance(new, some_ids(PLAN, 4, 1)[:, 0])
-    with pytest.raises(RuntimeError, match=r"a later start\(\) has its cache"):
+    with pytest.raises(RuntimeError, match=r"a later start\(\) took its cache"):
         decoder.advance(old, some_ids(PLAN, 4, 1)[:, 0])

@@ -277,12 +277,12 @@ def test_an_original_checkpoint_that_does_not_fit_is_refused(
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 REFUSED = [
     (config_with(vq_config__num_patches=24), ["vq_config.num_patches is 24", "image_size / patch_size = 3"]),
-    (config_with(vision_config__image_size=13), ["image_size 13 is no multiple of patch_size 4"]),
+    (config_with(vision_config__image_size=13), ["image_size 13 is not a multiple of patch_size 4"]),
     (config_with(vision_config__num_image_tokens=576), ["num_image_tokens is 576, an image has 3 x 3"]),
     (config_with(vq_config__channel_multiplier=[1, 2]), ["3 x 3 image tokens are painted as 6 x 6 pixels"]),
     (config_with(vq_config__projection_dim=64), ["vq_config.projection_dim is 64, text_config.hidden_size 32"]),
     (config_with(vq_config__num_embeddings=48), ["4 of another shape", f"{CODEBOOK} (24, 8) instead of (48, 8)"]),
-    (config_with(vision_config=[]), ["no config of a Janus"]),
+    (config_with(vision_config=[]), ["not a Janus config"]),
     (weights_with(lambda w: w.update({CODEBOOK: torch.zeros(23, 8)})), ["codebook 23", "generation head 24"]),
     (weights_with(lambda w: w.update({"model.extra.weight": torch.zeros(1)})), ["1 unexpected: model.extra.weight"]),
     (weights_with(drop("lm_head")), ["1 missing: lm_head.weight"]),

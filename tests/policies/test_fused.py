@@ -242,7 +242,7 @@ def test_another_kind_of_adapter_is_refused() -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"], use_dora=True))
-    with pytest.raises(ValueError, match="only plain LoRA can be decoded with"):
+    with pytest.raises(ValueError, match="only plain LoRA can be decoded"):
         Projection([model.base_model.model[0]], True, "in_place")
 
 

@@ -86,7 +86,7 @@ def test_a_repository_that_is_not_at_hand(cached: Path, repository: str | None) 
 
 def test_a_local_copy_that_is_not_complete(cached: Path) -> None:
     (cached / "pytorch_model.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"no weights in it.*`hf download deepseek-ai/Janus-Pro-1B`"):
+    with pytest.raises(CheckpointError, match=r"contains no weights.*`hf download deepseek-ai/Janus-Pro-1B`"):
         load_janus(None, "deepseek-ai/Janus-Pro-1B")
 
 

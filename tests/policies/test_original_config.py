@@ -131,7 +131,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("language_config.model_type", "qwen2", "expected 'llama', found 'qwen2'"),
         ("language_config.hidden_size", "wide", "hidden_size"),
         ("vision_config.params.model_name", "siglip_giant", "known is siglip_large_patch16_384"),
-        ("vision_config.params.image_size", 390, "no multiple of the patch size 16"),
+        ("vision_config.params.image_size", 390, "not a multiple of the patch size 16"),
         ("vision_config.params.image_size", None, "expected a positive integer, found None"),
         ("vision_config.params.select_layer", "last", "expected an integer"),
         ("gen_vision_config.cls", "VQ-8", "known is VQ-16"),

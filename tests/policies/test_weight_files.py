@@ -101,7 +101,7 @@ def test_nothing_in_a_pickled_file_is_run(tmp_path: Path, new_format: bool) -> N
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"a": torch.zeros(1), "epoch": 3}, {"state_dict": two()}])
 def test_a_pickled_file_of_something_else_is_named(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: no state dict"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: not a state dict"):
         mapped_tensors(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_a_file_cut_off_is_named(tmp_path: Path) -> None:
     ("places", "words"),
     [
         ({"a": "model-2.safetensors"}, r"shard model-2\.safetensors is not there"),
-        ({"a": "../elsewhere.safetensors"}, "lies beside its index"),
+        ({"a": "../elsewhere.safetensors"}, "must be next to its index"),
         ({}, "no weight_map"),
     ],
 )
@@ -139,7 +139,7 @@ def test_an_index_that_cannot_be_followed(tmp_path: Path, places: dict[str, str]
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
     (tmp_path / "training_args.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"no weights in it: neither \*\.safetensors nor \*\.bin"):
+    with pytest.raises(CheckpointError, match=r"contains no weights, neither \*\.safetensors nor \*\.bin"):
         weight_files(tmp_path)
 
 

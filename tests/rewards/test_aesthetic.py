@@ -95,7 +95,7 @@ def test_a_tower_of_another_size_is_refused(arguments: dict[str, Any], tmp_path:
 
 
 def test_the_predictor_has_no_default_place(arguments: dict[str, Any]) -> None:
-    with pytest.raises(WeightsNotFound, match="path: not set; give the place of the weights"):
+    with pytest.raises(WeightsNotFound, match="path: not set; give the path of the weights"):
         Aesthetic(**arguments | {"path": None})
 
 

@@ -56,7 +56,7 @@ def test_a_score_below_zero_by_rounding_is_a_zero_of_the_product() -> None:
     [
         (
             {"combine": "product", "experts": [Brightness(), Glare()]},
-            r"rewards\.combine=product: expert 'glare' counts with scores in \[-1\.0, -0\.0\].*>= 0",
+            r"rewards\.combine=product: expert 'glare' has scores in \[-1\.0, -0\.0\].*>= 0",
         ),
         (
             {"combine": "product", "normalise": {"brightness": "group"}},

@@ -195,7 +195,7 @@ def test_lower_precision_stays_near(tiny: Tiny, dtype: str) -> None:
 def test_a_broken_network_is_told_from_an_absent_object(tmp_path: Path) -> None:
     detector = Detector(**write(tmp_path))
     detector.model.model.level_embed.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"the network gives NaN in torch\.float32; set dtype=float32, or check"):
+    with pytest.raises(ValueError, match=r"the network returns NaN in torch\.float32; set dtype=float32, or check"):
         detector.score(images(1), [CHAIR])
 
 
@@ -235,7 +235,7 @@ def test_a_noun_twice_is_asked_for_once_unless_as_released(tiny: Tiny) -> None:
     [
         (
             PromptRecord("a lot", "object", tuple(f"chair {i}" for i in range(30))),
-            r"its nouns make \d+ tokens, the network reads 64; give the record fewer \(prompt: 'a lot'\)",
+            r"its nouns have \d+ tokens, but the network reads only 64; use fewer nouns \(prompt: 'a lot'\)",
         ),
         (
             PromptRecord("odd", "spatial", spatial=SpatialRelation("cat", "dog", "inside of")),

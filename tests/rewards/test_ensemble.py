@@ -154,7 +154,7 @@ def test_a_prompt_without_an_expert_is_never_given_a_made_up_total() -> None:
         ([Brightness()], {"weights": {"brightnes": 1.0}}, r"rewards\.weights\.brightnes: no such expert.*brightness"),
         ([Brightness()], {"weights": {"brightness": -1.0}}, r"rewards\.weights\.brightness=-1\.0: expected .*>= 0"),
         ([Brightness()], {"weights": {"brightness": NAN}}, r"rewards\.weights\.brightness=nan"),
-        ([Brightness()], {"weights": {"brightness": 0.0}}, "nothing would be rewarded"),
+        ([Brightness()], {"weights": {"brightness": 0.0}}, "there is no reward"),
         ([Brightness()], {"combine": "max"}, r"rewards\.combine=max: expected one of sum, mean, min, product"),
         ([Brightness()], {"on_error": "ignore"}, r"rewards\.on_error=ignore: expected one of raise, drop"),
     ],

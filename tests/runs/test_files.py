@@ -159,11 +159,11 @@ def test_a_link_out_of_the_folder_is_not_followed(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epoch,loss\n1,2\n", "names no column step"),
+        ("epoch,loss\n1,2\n", "has no column step"),
         ("step,loss\none,2\n", "line 2, step is not a whole number: 'one'"),
         ("step,loss\n1,2\n2,high\n", "line 3, loss is not a number: 'high'"),
-        ("step,loss\n1,2,3\n", "line 2 has not as many fields"),
-        ("step,loss\n1\n", "line 2 has not as many fields"),
+        ("step,loss\n1,2,3\n", "line 2 has a different number of fields"),
+        ("step,loss\n1\n", "line 2 has a different number of fields"),
         ("step,loss\n1,\x002\n", "line"),
     ],
 )
@@ -181,7 +181,7 @@ def test_rollouts_keep_their_lines_and_lose_only_a_last_one_that_was_cut(tmp_pat
     path.write_text("\n".join(lines)[:-3], encoding="utf-8")
     assert read_rollouts(path) == [(1, lines[0])]
     path.write_text("\n".join(["{", *lines]), encoding="utf-8")
-    with pytest.raises(UserError, match=r"line 1 is no rollout: '\{'"):
+    with pytest.raises(UserError, match=r"line 1 is not a rollout: '\{'"):
         read_rollouts(path)
 
 
@@ -311,4 +311,4 @@ def test_a_run_that_is_going_on_is_not_uploaded(run: RunFolder, capsys: pytest.C
 
     with owned(run.path, "the run"):
         assert cli.run(COMMAND, [f"run={run.path}"]) == 2
-    assert "the run is still going on (pid " in capsys.readouterr().err
+    assert "the run is still active (pid " in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_overwrite_deletes_nothing_of_somebody_else(command: object, name: str, 
     out = tmp_path / "out"
     out.mkdir()
     (out / name).touch()
-    with pytest.raises(UserError, match=rf"holds {name}, which this command did not write, .*another folder"):
+    with pytest.raises(UserError, match=rf"holds {name}, which this command did not write .*another folder"):
         check_free(out, True, command.WRITTEN)  # type: ignore[attr-defined]
 
 
@@ -77,7 +77,7 @@ def test_it_appears_whole(tmp_path: Path) -> None:
 
 def test_what_came_there_meanwhile_stays_and_the_work_is_not_lost(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"out=.*cannot be put there .*what was made stays in .*out\.partial"):
+    with pytest.raises(UserError, match=r"out=.*cannot be moved into place .*what was made stays in .*out\.partial"):
         write_while_another_does(out)
     assert names(out) == ["theirs"]
     assert names(tmp_path / "out.partial") == ["a"]

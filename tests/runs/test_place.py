@@ -126,7 +126,7 @@ def test_a_foreign_file_is_named_and_left_alone(name: str, resume: str | None, t
     here.mkdir()
     (here / name).write_text("somebody else's")
     with pytest.raises(
-        UserError, match=rf"run\.dir=.*here: is not empty, it holds {re.escape(name)}; .*another run.dir"
+        UserError, match=rf"run\.dir=.*here: is not empty, it contains {re.escape(name)}; .*another run.dir"
     ):
         begin(config(tmp_path, here, resume))
     assert [path.name for path in here.iterdir()] == [name]
@@ -176,7 +176,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for name in ("config.yaml", "metrics.csv"):
         (run / name).write_text("step,mine\n1,2\n")
     assert train(world, run) == 2
-    assert f"error: run.dir={run}: is not empty, it holds config.yaml and 1 more;" in capsys.readouterr().err
+    assert f"error: run.dir={run}: is not empty, it contains config.yaml and 1 more;" in capsys.readouterr().err
     assert {path.name: path.read_text() for path in run.iterdir()} == dict.fromkeys(
         ("config.yaml", "metrics.csv"), "step,mine\n1,2\n"
     )

@@ -162,7 +162,7 @@ def test_the_plain_sampler_keeps_its_shapes_and_its_seed() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--hidden", "100"], "hidden 100: no multiple of the attention heads' width, 32"),
+        (["--hidden", "100"], "hidden 100: not a multiple of the attention heads' width, 32"),
         (["--channels", "16"], "channels 16: the VQ model's group norms need a multiple of 32"),
         (["--code-width", "64"], "code width 64: a patch has 48 numbers"),
         (["--plan-batch", "8"], "--plan-batch 8: the 32 pictures are those of its plans"),

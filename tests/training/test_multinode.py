@@ -98,7 +98,7 @@ def test_without_a_store_the_folder_must_be_named(
     for name, value in {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
         monkeypatch.setenv(name, value)
     assert train(tmp_path, None, run__root=tmp_path / "runs") == 2
-    assert "run.dir: needed here" in capsys.readouterr().err
+    assert "run.dir: required here" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -80,7 +80,9 @@ class JanusDecoder:
     def advance(self, state: DecodeState, ids: Tensor) -> Tensor:
         """See `Decoder`. Raises RuntimeError for a state whose cache another `start` has taken over."""
         if state.turn != self._memory.turn:
-            raise RuntimeError("this decode is over: a later start() has its cache; finish one before the next")
+            raise RuntimeError(
+                "this decode has ended: a later start() took its cache; finish one decode before the next"
+            )
         return features(self._janus, state.level, self._trunk.step(self._embed(state.level, ids), state))
 
     def finish(self, state: DecodeState) -> None:

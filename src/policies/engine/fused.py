@@ -117,7 +117,7 @@ class Projection:
             for name in active_adapters(module):
                 if name in module.lora_variant:
                     variant = type(module.lora_variant[name]).__name__
-                    raise ValueError(f"LoRA variant {variant}: only plain LoRA can be decoded with")
+                    raise ValueError(f"LoRA variant {variant}: only plain LoRA can be decoded")
                 down, up = module.lora_A[name].weight, module.lora_B[name].weight
                 self._adapters.append(_Adapter(down, up, module.scaling[name], start, stop))
             start = stop

@@ -181,7 +181,7 @@ class Detector(FrozenModelExpert):
         longest = self.model.config.max_text_len
         if len(caption.ids) > longest:
             raise ValueError(
-                f"its nouns make {len(caption.ids)} tokens, the network reads {longest}; give the record fewer"
+                f"its nouns have {len(caption.ids)} tokens, but the network reads only {longest}; use fewer nouns"
             )
         return caption
 
@@ -192,7 +192,7 @@ class Detector(FrozenModelExpert):
         """
         logits, boxes = (part.cpu() for part in self.look(pixels, captions))
         if logits.isnan().any() or boxes.isnan().any():
-            raise ValueError(f"the network gives NaN in {self.model.dtype}; set dtype=float32, or check its weights")
+            raise ValueError(f"the network returns NaN in {self.model.dtype}; set dtype=float32, or check its weights")
         return [
             detections_by_phrase(caption, logits[row], boxes[row], self.box_threshold)
             for row, caption in enumerate(captions)

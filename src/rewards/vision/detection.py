@@ -43,7 +43,7 @@ def build_caption(phrases: Sequence[str], tokenize: Callable[[str], list[int]], 
     for phrase in phrases:
         tokens = tokenize(phrase)
         if not tokens:
-            raise ValueError(f"{phrase!r} has no tokens; no object can be looked for by it")
+            raise ValueError(f"{phrase!r} has no tokens, so it cannot be searched for")
         spans.append((len(ids), len(ids) + len(tokens)))
         ids += [*tokens, stop]
     return Caption(tuple(phrases), (*ids, end), tuple(spans))

@@ -36,7 +36,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     except Exception as error:
         raise WeightsMismatch(f"{file}: cannot be read as a checkpoint of tensors ({error})") from error
     if not isinstance(content, dict):
-        raise WeightsMismatch(f"{file}: holds a {type(content).__name__}, expected a dict of tensors")
+        raise WeightsMismatch(f"{file}: contains a {type(content).__name__}, expected a dict of tensors")
     return content
 
 
