@@ -1,1 +1,1 @@
-"""``python -m src.benchmark``: how fast rollouts and a whole step are, beside the public ways to do the same."""
+"""``python -m src.benchmark``: the speed of rollouts and of a whole step, compared with public implementations."""

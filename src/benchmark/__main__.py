@@ -1,4 +1,4 @@
-"""``python -m src.benchmark``: rollout speed and a whole step, beside the public ways, with the bars."""
+"""``python -m src.benchmark``: rollout speed and a whole step, compared with public implementations and targets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def benchmark(config: Any) -> int:
     rows: list[Row] = []
     for size in sizes:
         rows += _of_size(size, config, device, copied, backend, EngineSettings(kernels=config.kernels))
-        release_memory()  # the model's, which the next one's peak shall not contain
+        release_memory()  # the model's, so that it does not count in the next peak
     print("\n" + found.table(rows))
     print("\nbars")
     for bar in found.bars(rows, facts["card"]):
@@ -92,7 +92,7 @@ def _of_size(size: str, config: Any, device: Any, copied: float, backend: Any, e
 
 
 def _folder(config: Any) -> Path:
-    """Where the rows go; raises UserError, before anything is measured, where that is somebody else's folder."""
+    """Where the rows go; raises UserError, before anything is measured, if the folder has other content."""
     if not config.out:
         return RESULTS
     from src.runs.output_folder import check_free

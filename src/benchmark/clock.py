@@ -1,4 +1,4 @@
-"""Seconds of long pieces of work, taken in turn so that clocks and heat are the same for all."""
+"""Times long pieces of work in turn, so that clocks and heat are the same for all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_turn(works: Mapping[str, Work], rounds: int, device: torch.device) -> Tim
     The first time kernels are compiled and graphs captured; a cache that grows then drops captures, and the second
     makes them anew.
 
-    A work that raises is out, the others go on.
+    A work that raises is dropped; the others continue.
     """
     failed: dict[str, Exception] = {}
     taken: dict[str, list[float]] = {name: [] for name in works}

@@ -81,7 +81,7 @@ def _begin(policy: JanusPolicy) -> int:
 
 
 def _shared(policy: JanusPolicy, images: int, group_size: int, length: int, seed: int) -> torch.Tensor:
-    """(images, length) random ids that are no special token, the same within a group."""
+    """(images, length) random ids of ordinary tokens, the same within a group."""
     generator = torch.Generator().manual_seed(seed)
     special = set(policy.tokenizer.all_special_ids)
     words = torch.tensor([i for i in range(policy.janus.lm_head.weight.shape[0]) if i not in special])

@@ -1,4 +1,4 @@
-"""The public ways to sample images from a Janus, as they are: the same contexts, guidance and number of tokens.
+"""Public implementations that sample images from a Janus, unchanged: the same contexts, guidance and number of tokens.
 
 Neither keeps log-probs of what it samples, which a trainer needs: that work is left out to their advantage.
 """
@@ -20,7 +20,7 @@ Loop = Callable[[], Tensor]
 def released_loop(
     janus: Any, context: TokenContext, unconditional: TokenContext, tokens: int, guidance_scale: float
 ) -> Tensor:
-    """Image tokens (N, tokens) by a loop of the released T2I-R1 code's making, written anew.
+    """Image tokens (N, tokens) by a loop like that of the released T2I-R1 code, rewritten.
 
     A growing (dynamic) cache, eager modules, both branches as interleaved rows of one batch, softmax and multinomial.
     """

@@ -1,4 +1,4 @@
-"""The benchmark as one picture: milliseconds a token step over the number of images, and a step by phase."""
+"""The benchmark as one picture: milliseconds per token step over the number of images, and a step by phase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image rollouts timed: ours by size and number, each optimisation off alone, and the public ways beside it."""
+"""Image rollouts timed: ours by size and number, without each optimisation in turn, and public implementations."""
 
 from __future__ import annotations
 

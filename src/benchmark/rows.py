@@ -1,4 +1,4 @@
-"""What the benchmark finds: one row a figure, the same columns everywhere, so that one CSV holds all."""
+"""The benchmark's results: one row per figure, the same columns everywhere, so one CSV holds all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def failure(section: str, size: str, images: int, what: str, error: Exception) -
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A promise and what became of it; `met` is None where this hardware or model is not the one it was made for."""
+    """A target and its result; `met` is None if it does not apply to this hardware or model."""
 
     name: str
     wanted: str

@@ -1,7 +1,7 @@
 """Benchmark images: ``python -m src.benchmark_images name=geneval prompts=PATH run=RUN n=4 out=DIR``.
 
-Paints a public benchmark's images into the layout its own scorer reads (docs/BENCHMARKS.md). Interrupted, the same
-command goes on where it stopped.
+Paints a public benchmark's images into the layout its own scorer reads (docs/BENCHMARKS.md). After an interruption
+the same command continues where it stopped.
 
     python -m src.benchmark_images name=geneval prompts=geneval/prompts run=runs/bicot_lora out=images/geneval
     python -m src.benchmark_images name=wise prompts=WISE/data_verified model=janus_pro_7b out=images/wise
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def benchmark_images(config: Any) -> int:
-    """Paint what is missing; returns the exit code. What is wrong with the input shows before any weight is loaded."""
+    """Paint what is missing; returns the exit code. Input errors are reported before any weight is loaded."""
     from src.benchmark_images.manifest import check_folder
     from src.benchmark_images.writer import write_benchmark
     from src.policies.prompt_checks import check_prompts, warn_of

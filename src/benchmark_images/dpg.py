@@ -1,6 +1,6 @@
 """DPG-Bench (arXiv 2403.05135): ``images/<item>.png``, four samples as a grid of 2 x 2; read from TencentQQGYLab/ELLA.
 
-The scorer opens every file of its folder, so that the images have one to themselves.
+The scorer opens every file of its folder, so the images have their own folder.
 """
 
 from __future__ import annotations

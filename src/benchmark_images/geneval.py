@@ -39,7 +39,7 @@ def files(items: Sequence[Item], n: int, model_name: str) -> list[ImageFile]:
 
 
 def documents(items: Sequence[Item]) -> dict[PurePosixPath, str]:
-    """The prompt's own line beside its samples."""
+    """The prompt's own line next to its samples."""
     return {PurePosixPath(item.name, "metadata.jsonl"): json.dumps(item.metadata) for item in items}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt; `name` tells it from the others of its benchmark and keys its seeds, `place` is its file and line."""
+    """A prompt; `name` is unique in its benchmark and keys its seeds, `place` is its file and line."""
 
     name: str
     prompt: str
@@ -40,7 +40,7 @@ class Benchmark:
     samples: images a prompt its scorer is made for. most: how many it can read; None: any number.
     read: from the path of the user's copy to the items; raises PromptDataError for anything else.
     files: (items, images a prompt, name of the model) to the files, in the order they are painted.
-    documents: text files that stand beside the images.
+    documents: text files next to the images.
     """
 
     name: str

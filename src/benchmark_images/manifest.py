@@ -1,4 +1,4 @@
-"""``benchmark.json`` beside a benchmark's images: what they were painted with, so that no others join them."""
+"""``benchmark.json`` next to a benchmark's images: what they were painted with, so that images are not mixed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_folder(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise UserError unless `out` is free or holds images of this very manifest; to call before any work is done."""
+    """Raise UserError unless `out` is free or has images of the same manifest; call this before any work is done."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is a file; give a folder")
     if not out.is_dir() or not any(out.iterdir()):

@@ -1,7 +1,7 @@
 """T2I-CompBench (arXiv 2307.06350): ``<category>/samples/<prompt>_000000.png``; read from Karine-Huang/T2I-CompBench.
 
-Its scorers know the prompt by the file's name up to the first underscore, and order images by the number behind
-the last one. The number runs over a category, ten images a prompt; 3-in-1 rests on that order.
+Its scorers read the prompt from the file name up to the first underscore, and order images by the number after the
+last one. The number runs over a category, ten images per prompt; 3-in-1 relies on that order.
 """
 
 from __future__ import annotations

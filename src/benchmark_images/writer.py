@@ -1,4 +1,4 @@
-"""Paints a benchmark's images into its layout: what is there stays, nothing is ever half-written."""
+"""Paints a benchmark's images into its layout: existing images stay, nothing is half-written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from src.runs.folder_lock import owned
 
 PARTIAL = ".partial"  # inside of the output, so that a rename stays on one file system; gone at the end
 # (prompts, seeds) -> a picture each: a PIL image, or pixels (3, H, W) in [0, 1]. The same seed and prompt should give
-# the same picture whatever stands beside them, up to rounding.
+# the same picture in any batch, up to rounding.
 Paint = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image | Tensor]]
 
 
@@ -35,7 +35,7 @@ class Job:
     paints them, kept in benchmark.json; images of other facts are not mixed.
 
     Raises:
-        UserError: for an n the benchmark's scorer cannot read, or a model_name that is no folder's name.
+        UserError: for an n the benchmark's scorer cannot read, or a model_name that is not a folder name.
     """
 
     benchmark: Benchmark
@@ -91,8 +91,7 @@ def write_benchmark(
     """Paint every image of `job` that is not yet below `out`, and write the layout's other files.
 
     batch_size: pictures asked of `paint` at once. report: called with (image files there, image files in all).
-    Interrupted, it goes on where it stopped when called again. A file that is there but is no whole image is
-    painted anew.
+    After an interruption the next call continues where it stopped. A damaged image file is painted again.
 
     Raises:
         UserError: if `out` holds anything else, cannot be written, or is being written by another process.

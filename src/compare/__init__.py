@@ -1,1 +1,1 @@
-"""Runs side by side: what they are read from, what differs, what they reached, and the files that say so."""
+"""Compares runs: reads them, finds what differs and what they reached, and writes tables."""

@@ -50,10 +50,10 @@ def compare(config: DictConfig) -> int:
 
 
 def collect(config: DictConfig) -> list[RunRecord]:
-    """The runs that the config names, a run that is in both sources once.
+    """The runs that the config names; a run in both sources counts once.
 
     Raises:
-        UserError: naming what is not there and the nearest there is.
+        UserError: naming what is missing and the nearest match.
     """
     from src.compare.folders import find_runs, read_run
 

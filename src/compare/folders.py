@@ -58,7 +58,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def scores_of(folder: RunFolder) -> tuple[PromptScores, ...]:
-    """Every test sample's scores after training; empty where the run did not get so far, or is older than the file."""
+    """Every test sample's scores after training; empty if the run did not get that far, or has no such file."""
     path = folder.test_samples("after")
     if not path.is_file():
         return ()
@@ -76,7 +76,7 @@ def seconds_per_step(seconds: Series) -> float | None:
 
 def _status(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
-        return "unfinished"  # a folder does not tell a run that goes on from one that was killed
+        return "unfinished"  # a folder cannot tell an active run from a killed one
     if summary.get("interrupted_by_signal") is not None:
         return "interrupted"
     return "finished" if summary.get("finished") else "unfinished"
@@ -93,6 +93,6 @@ def _metrics(path: Path) -> dict[str, Series]:
 
 
 def _mlflow_run(path: Path) -> str | None:
-    """The MLflow run that was logged beside the folder."""
+    """The MLflow run that belongs to the folder."""
     journal = read_journal(RunFolder(path))
     return None if journal is None else journal.run_id

@@ -18,14 +18,14 @@ STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "running", 
 
 
 def read_experiment(tracking_uri: str | None, experiment: str, root: Path = Path("runs")) -> list[RunRecord]:
-    """The training runs of an experiment, oldest first; a sweep's parent, which trained nothing, is none of them.
+    """The training runs of an experiment, oldest first; a sweep's parent, which trained nothing, is left out.
 
     tracking_uri: None is MLFLOW_TRACKING_URI, else ``sqlite:///<root>/mlflow.db``. Metrics are fetched when asked for.
 
     Raises:
-        UserError: for a store that is not there or cannot be read, an experiment that it does not have.
+        UserError: for a store that is missing or cannot be read, or an unknown experiment.
     """
-    # To look for runs must not make a new database.
+    # Looking for runs must not create a database.
     store = locate_store(tracking_uri, root, key="tracking_uri", create=False)
     if store.unreachable is not None:
         raise UserError(

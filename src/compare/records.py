@@ -13,7 +13,7 @@ from src.runs.files import number
 
 Series = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
-# Settings that say where a run lives or what it shows, and the seed: runs that differ in nothing else are repeats.
+# Settings for the run folder and display, and the seed: runs that differ only in these are repeats.
 NOT_COMPARED = ("run.name", "root", "dir", "run.seed", "progress_bar")
 
 
@@ -33,7 +33,7 @@ class RunRecord:
     status: finished, unfinished, interrupted, running, failed or killed. folder: where its run folder is on this
     machine; None where it is not. parameters: flat and short (`src.loggers.facts.flat_parameters`). metrics: the names
     logged; history: a metric's values by step. scores: of the test prompts after training, empty where none are kept.
-    The costs are None where nothing tells them. commit: of the code, ``-dirty`` at its end where files differed.
+    The costs are None if unknown. commit: of the code, ``-dirty`` at its end where files differed.
     """
 
     name: str
@@ -78,7 +78,7 @@ def read_scores(text: str) -> tuple[PromptScores, ...]:
 
 
 def finite(series: Iterable[tuple[int, float]]) -> Series:
-    """A series without its values that are no number."""
+    """A series without its NaN values."""
     return tuple((step, value) for step, value in series if isfinite(value))
 
 

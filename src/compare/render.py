@@ -44,7 +44,7 @@ def markdown(comparison: Comparison, export: str) -> str:
 
 
 def table_csv(comparison: Comparison) -> str:
-    """One line a row, numbers unrounded; an interval's ends in columns of their own, empty where there is none."""
+    """One line per row, numbers unrounded; an interval's ends in separate columns, empty if there is none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     estimates = ("final", "best", "test", "difference")

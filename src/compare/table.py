@@ -14,11 +14,11 @@ ABSENT = "-"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run, or several that differ in their seeds only.
+    """One run, or several that differ only in their seeds.
 
     settings: of those that differ between rows. final, best: the metric's last and best value; None where it was
     never logged. test: the figure on the test prompts after training. difference: test minus the baseline's.
-    Costs are means over the runs that tell theirs; memory is the largest.
+    Costs are means over the runs that have them; memory is the largest.
     """
 
     label: str

@@ -1,1 +1,1 @@
-"""A page on which a model plans and paints what is typed: ``python -m src.demo`` (docs/DEMO.md)."""
+"""A web page where a model plans and paints a prompt: ``python -m src.demo`` (docs/DEMO.md)."""

@@ -1,6 +1,6 @@
-"""Demo: ``python -m src.demo run=RUN``: a page on which the base and the trained model plan and paint what is typed.
+"""Demo: ``python -m src.demo run=RUN``: a web page where the base and the trained model plan and paint a prompt.
 
-It listens on 127.0.0.1 and asks nobody on the internet for anything (docs/DEMO.md).
+It listens on 127.0.0.1 and makes no requests to the internet (docs/DEMO.md).
 
     python -m src.demo run=bicot_lora
     python -m src.demo adapter=runs/bicot_lora/adapter port=7861
@@ -37,7 +37,7 @@ def prepared(config: Any) -> Any:
     """The page, its model loaded.
 
     Raises:
-        UserError: for a run, adapter or model that cannot be used, experts that cannot be made, or without Gradio.
+        UserError: for a run, adapter or model that cannot be used, experts that cannot be built, or without Gradio.
     """
     if find_spec("gradio") is None:
         raise UserError('demo: Gradio is missing; pip install -e ".[demo]"')
@@ -63,7 +63,7 @@ def prepared(config: Any) -> Any:
 
 
 def shown(place: str) -> str:
-    """What a visitor sees of a path: inside of the checkout all of it, else its last two parts."""
+    """A path as visitors see it: complete inside the checkout, else its last two parts."""
     path = Path(place).expanduser()
     if path.is_absolute() and path.is_relative_to(ROOT):
         return str(path.relative_to(ROOT))

@@ -124,7 +124,7 @@ def caption(entry: Mapping[str, Any]) -> str:
 
 
 def mosaic(pixels: Tensor) -> Image.Image:
-    """Pictures (N, 3, H, W) in [0, 1] beside each other, as near to a square as they go."""
+    """Pictures (N, 3, H, W) in [0, 1] side by side, in a grid close to a square."""
     from PIL import Image
 
     tiles = [enlarged(to_image(picture), SIDE // ceil(sqrt(len(pixels)))) for picture in pixels]
@@ -156,7 +156,7 @@ def candidates_sheet(pixels: Tensor, result: Result) -> Image.Image:
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """A small image by a whole factor and without smoothing, so that what is seen is what was decoded."""
+    """A small image enlarged by a whole factor without smoothing, so that it shows the decoded pixels."""
     from PIL import Image
 
     factor = max(1, side // max(image.size))

@@ -1,4 +1,4 @@
-"""What a visitor asks for, checked: a page's fields come from outside."""
+"""A visitor's request, checked, since a page's fields come from outside."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SEED = (0, 2**31 - 1)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One picture asked for: candidates are painted, the best by the experts' total is shown.
+    """One requested picture: candidates are painted, the best by the experts' total is shown.
 
     Raises:
-        ValueError: for a field that is empty, too long or out of range, or is no number.
+        ValueError: for a field that is empty, too long or out of range, or is not a number.
     """
 
     prompt: str

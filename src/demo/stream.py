@@ -1,4 +1,4 @@
-"""A rollout as it comes: the plan word by word, then the pictures patch by patch."""
+"""Streams a rollout: the plan word by word, then the pictures patch by patch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from src.rollout.noise import RolloutKey, uniforms
 from src.values import IMAGE, PLAN
 
 GREY = 0.85  # of patches that are not painted yet
-LOOKS = 16  # at a level, unless told otherwise
+LOOKS = 16  # per level, by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ def looks(
 def partial_pixels(policy: Policy, ids: Tensor) -> Tensor:
     """Pixels of the first t of K image tokens, ids (N, t) in raster order; all other patches are grey.
 
-    The image decoder needs a whole grid: token 0 stands where none is yet. Its convolutions look at neighbours, so
-    that the last patches' edges may change with the next ones; with all K tokens the pixels are `policy.paint`'s.
+    The image decoder needs a whole grid, so missing tokens are 0. Its convolutions look at neighbours, so the last
+    patches' edges may change with the next ones; with all K tokens the pixels are `policy.paint`'s.
     """
     rows, done = ids.shape
     full = ids.new_zeros((rows, policy.image_tokens))

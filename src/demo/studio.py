@@ -1,4 +1,4 @@
-"""The model behind the page: one at a time, in a thread of its own that a visitor who leaves cannot hold up."""
+"""The model behind the page: one request at a time, in a separate thread that a visitor who leaves cannot block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BASE, TRAINED = "base", "trained"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a side's pictures got: `entries` as `rewards.entries.scores` writes them, `best` the one that is kept."""
+    """The scores of a side's pictures: `entries` as from `rewards.entries.scores`, `best` the one that is kept."""
 
     entries: tuple[dict[str, Any], ...]
     best: int
@@ -37,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What the page shows next: of which side, how far it is, and at its end the result."""
+    """The next thing the page shows: its side, its progress, and finally the result."""
 
     side: str
     look: Look
@@ -76,8 +76,8 @@ class Studio:
     def paint(self, request: Request) -> Iterator[Frame]:
         """Frames of every side, in turn; an error inside is raised here.
 
-        The work goes on in a thread of its own, which alone holds the lock: left alone, an iterator would hold it for
-        as long as nobody asks for its next frame. It stops where the iterator is closed.
+        The work runs in a separate thread, which alone holds the lock. An iterator would hold it as long as no frame
+        is requested. The work stops when the iterator is closed.
         """
         frames: queue.SimpleQueue[Frame | Exception | None] = queue.SimpleQueue()
         left = threading.Event()

@@ -1,1 +1,1 @@
-"""What an evaluation says of several models on the same prompts and noise: figures, intervals, a report to look at."""
+"""Evaluates several models on the same prompts and noise: figures, intervals, an HTML report."""

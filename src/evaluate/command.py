@@ -1,7 +1,7 @@
 """Evaluate: ``python -m src.evaluate run=runs/bicot_lora`` compares what a run trained with its base.
 
 All models see the same prompts and the same noise, so that differences are paired. The folder `out` gets
-summary.json (means, differences, intervals), samples.csv (one line a picture), report.html and images/.
+summary.json (means, differences, intervals), samples.csv (one line per picture), report.html and images/.
 
     python -m src.evaluate run=runs/bicot_lora out=evaluated
     python -m src.evaluate run=runs/a adapters=[runs/b,other/adapter] kinds=[count,relation] n=8
@@ -43,7 +43,7 @@ SHOWN = ("reward", "all_correct", "plan/ended", "diversity/vendi")
 def evaluate(config: DictConfig, source: PromptSource) -> int:
     """One evaluation; returns the exit code: 0 done, 1 where an expert fails.
 
-    What is wrong with the input shows before the model's weights are loaded.
+    Input errors are reported before the model's weights are loaded.
     """
     given = read_prompts(source) if source.texts or source.files else None
     from src import build
@@ -99,7 +99,7 @@ def chosen_records(config: DictConfig, field: Field, given: tuple[PromptRecord, 
     """The prompts by their number among all, which keys their noise: leaving some out changes no picture.
 
     Raises:
-        UserError: where nothing says which prompts, or none is left.
+        UserError: if no prompts are given, or none is left.
     """
     from src import build
     from src.runs.config import literal
@@ -134,7 +134,7 @@ def data_of_run(field: Field) -> dict[str, Any] | None:
     """The run's ``data``; None where no contestant is a run.
 
     Raises:
-        UserError: for a data set, which may itself name addresses to read from: that is for the user to say.
+        UserError: for a data set, which may name addresses to read from: the user must confirm that.
     """
     data: dict[str, Any] | None = (field.trained or {}).get("data")
     if data is not None and (name := data.get("dataset")) is not None:
@@ -150,7 +150,7 @@ def experts(config: DictConfig, field: Field) -> RewardEnsemble:
     """The experts of the command line, else the run's.
 
     Raises:
-        UserError: where neither says which, or the run's were served and nobody but its folder says where.
+        UserError: if neither names any, or the run's were served and only its folder says where.
     """
     from src import build
     from src.runs.config import literal
@@ -165,7 +165,7 @@ def experts(config: DictConfig, field: Field) -> RewardEnsemble:
 
 
 def rewards_of_run(config: DictConfig, field: Field) -> dict[str, Any]:
-    """A run's ``rewards``, but for where they are served: a folder does not choose who gets pictures and a token.
+    """A run's ``rewards``, except where they are served: a folder cannot choose who gets pictures and a token.
 
     Raises:
         UserError: for a run without experts, or with settings that are none, or whose server the user has to name.
@@ -197,7 +197,7 @@ def seed_of_run(field: Field, section: str, default: int) -> int:
     """The seed in a section of the run's config, `default` where there is none.
 
     Raises:
-        UserError: if it is no integer >= 0.
+        UserError: if it is not an integer >= 0.
     """
     seed = (field.trained or {}).get(section, {}).get("seed", default)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -253,7 +253,7 @@ def write(
     space: str,
     warnings: Sequence[str] = (),
 ) -> Comparison:
-    """summary.json, samples.csv and report.html into `folder`, whose pictures are there already."""
+    """Write summary.json, samples.csv and report.html into `folder`, which already has the pictures."""
     from src.evaluate.comparison import compare
     from src.evaluate.figures import figures_of
     from src.evaluate.report_html import embedded, report
@@ -290,7 +290,7 @@ def write(
 
 
 def closing_lines(comparison: Comparison, out: Path) -> str:
-    """The figures one looks at first, and where everything is."""
+    """The main figures, and where everything is."""
     from src.evaluate.comparison import ALL
     from src.evaluate.forest import written
 

@@ -17,7 +17,7 @@ Estimates = dict[str, dict[str, Estimate]]  # by kind of prompt (ALL first), the
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The model `of` less the model `to`, on the same prompts and noise."""
+    """The model `of` minus the model `to`, on the same prompts and noise."""
 
     of: str
     to: str
@@ -26,7 +26,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`means` by model, `differences` of every pair (the later less the earlier), `kinds` with their prompts."""
+    """`means` by model, `differences` of every pair (the later minus the earlier), `kinds` with their prompts."""
 
     kinds: dict[str, int]
     means: dict[str, Estimates]

@@ -77,10 +77,10 @@ class Field:
 
 
 def locate(config: DictConfig) -> Field:
-    """The contestants a config of ``src.evaluate`` names, checked as far as that goes without loading weights.
+    """The contestants a config of ``src.evaluate`` names, checked as far as possible without loading weights.
 
     Raises:
-        UserError: for a run or adapter that is not there, two of one name, or different bases.
+        UserError: for a missing run or adapter, two with the same name, or different bases.
     """
     from src.build import plain
     from src.config.allowed_targets import check_part
@@ -93,12 +93,12 @@ def locate(config: DictConfig) -> Field:
     run = next((contestant.run for contestant, _ in found if contestant.run is not None), None)
     trained = None if run is None else run_config(run)
     model = dict(plain(config.model) if trained is None else trained["model"])
-    # A run's config is a file, maybe somebody else's.
+    # A run's config is a file, maybe from someone else.
     check_part(model, "model", config.plugins, "model")
     base = _common_base(config, model, trained is not None, found)
     model |= {"path": str(base)}
     if "lora" in model:
-        # A fresh adapter changes nothing, and with one the weights are not copied; the others go beside it.
+        # A new adapter changes nothing and avoids a copy of the weights; the others are loaded next to it.
         model |= {"lora": {}, "adapter": None}
     sampling = dict(plain(config.sampling))
     if run is not None and trained is not None:
@@ -135,10 +135,10 @@ def load(field: Field) -> Policy:
 
 
 def check_contestants(policy: Any, field: Field) -> None:
-    """Hold the decoder of each contestant to the own forward of its modules; other policies than Janus are left out.
+    """Check each contestant's decoder against the forward of its own modules; policies other than Janus are skipped.
 
     Raises:
-        UserError: naming the contestant that would not be evaluated as what it is.
+        UserError: naming the contestant that would be evaluated wrongly.
     """
     from src.policies.agreement import Disagreement, check_decoder
     from src.policies.janus import JanusPolicy
@@ -172,12 +172,12 @@ def decoder_of(policy: Any, field: Field, number: int) -> Iterator[Decoder]:
 
 
 def _slot(number: int) -> str:
-    """What PEFT calls a contestant's adapter: its own names may hold no dots."""
+    """The adapter name of a contestant in PEFT, which allows no dots."""
     return f"contestant_{number}"
 
 
 def _named(adapters: Any) -> list[tuple[str | None, str]]:
-    """(name, path) of what stands behind ``adapters=``: a path, a list of them, or {name: path}."""
+    """(name, path) pairs of ``adapters=``: a path, a list of them, or {name: path}."""
     if adapters is None:
         return []
     if isinstance(adapters, Mapping):

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 PIXELS = "pixels"
-SIDE = 32  # of what is compared as pixels
+SIDE = 32  # of pictures compared as pixels
 
 
 @runtime_checkable
 class Embeds(Protocol):
-    """An expert whose image tower can be lent."""
+    """An expert that offers its image tower."""
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings (N, D) float32 of pixels (N, 3, H, W) in [0, 1]."""
@@ -54,7 +54,7 @@ def embedding(choice: str, experts: Mapping[str, object]) -> tuple[str, Callable
     choice: "pixels", the name of an expert that embeds, or "auto": the first such expert, else pixels.
 
     Raises:
-        ValueError: for an expert that is not there or does not embed.
+        ValueError: for an expert that does not exist or does not embed.
     """
     towers = {name: expert for name, expert in experts.items() if isinstance(expert, Embeds)}
     if choice == "auto":
@@ -68,7 +68,7 @@ def embedding(choice: str, experts: Mapping[str, object]) -> tuple[str, Callable
 
 
 def _unit(embeddings: Tensor) -> Tensor:
-    """Rows of length 1 in float64; a row of zeros (a black picture) gets a direction of its own, the same for all."""
+    """Rows of length 1 in float64; a row of zeros (a black picture) gets a separate direction, the same for all."""
     rows = embeddings.double()
     zero = (rows == 0).all(1, keepdim=True)
     return normalize(torch.cat([rows, zero.double()], dim=1), dim=1)

@@ -13,7 +13,7 @@ from src.evaluate.plans import distinct, repeated, same
 from src.evaluate.samples import Drawn
 from src.intervals import Figure
 
-# What the figures that are not an expert's mean; a report says so.
+# The meaning of figures that do not come from an expert, for the report.
 MEANINGS = {
     "plan/ended": "share of plans that end by themselves",
     "plan/tokens": "length of a plan in tokens, the end token included",
@@ -27,7 +27,7 @@ MEANINGS = {
 
 
 def figures_of(drawn: Sequence[Drawn]) -> dict[str, Figure]:
-    """Every figure of one model, by name; the rollouts stand prompt by prompt, as `draw` gives them.
+    """Every figure of one model, by name; the rollouts are ordered by prompt, as from `draw`.
 
     ``reward``, each expert's score and each detail are means over samples, as in a run's summary; ``plan/distinct_n``,
     ``plan/same`` and ``diversity/...`` are one number a prompt.

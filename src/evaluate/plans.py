@@ -17,7 +17,7 @@ def distinct(plans: Sequence[str], n: int) -> float | None:
 
 
 def repeated(plan: str, n: int = REPEATED_WORDS) -> float | None:
-    """The share of a plan's n-grams of words that stood in it before, in [0, 1); None for a plan shorter than n.
+    """The share of a plan's n-grams of words that occurred earlier in it, in [0, 1); None for a plan shorter than n.
 
     seq-rep-n of Welleck et al., arXiv 1908.04319, eq. 10.
     """

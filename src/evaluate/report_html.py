@@ -15,7 +15,7 @@ from src.evaluate.samples import Drawn
 from src.intervals import Estimate
 
 TEMPLATE = "report.html.jinja"
-THUMBNAIL = 256  # pixels; larger pictures are embedded scaled down, the files stand beside the report
+THUMBNAIL = 256  # pixels; larger pictures are embedded scaled down, the files are next to the report
 SMALL = 128  # pixels up to which a picture is enlarged without smoothing
 PLOTTED = ("reward", "all_correct")
 
@@ -30,7 +30,7 @@ def report(
     facts: Mapping[str, Any],
     picture: Callable[[str], tuple[str, int]],
 ) -> str:
-    """The page. Everything that comes from outside is escaped; every prompt stands on it once.
+    """The page. All outside text is escaped; every prompt appears once.
 
     drawn: by model, prompt by prompt. pictured: numbers of the prompts whose pictures are embedded; the others keep
     their plans and scores. facts: shown as they are, name and value. picture: see `embedded`.
@@ -121,7 +121,7 @@ def _by_prompt(drawn: Mapping[str, Sequence[Drawn]]) -> dict[int, dict[str, list
 
 
 def _scores(one: Drawn) -> str:
-    """What a picture got, as its caption says it."""
+    """A picture's scores, as its caption."""
     sample = one.sample
     scores = {**({} if sample.reward is None else {"reward": sample.reward}), **sample.scores}
     scores |= {name: sample.details[name] for name in ("all_correct",) if name in sample.details}

@@ -1,4 +1,4 @@
-"""One line a rollout: the CSV that a spreadsheet or pandas reads."""
+"""One line per rollout: a CSV for a spreadsheet or pandas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCORE, DETAIL = "score/", "detail/"
 def write_samples(path: Path, drawn: Mapping[str, Sequence[Drawn]]) -> None:
     """Write every rollout of every model; a cell is empty where a figure does not apply.
 
-    Scores stand under ``score/<expert>``, details under ``detail/<name>``, so that no name meets a fixed column's.
+    Scores are under ``score/<expert>``, details under ``detail/<name>``, so names never clash with fixed columns.
     """
     rows = [_row(model, one) for model, ones in drawn.items() for one in ones]
     own = dict.fromkeys(name for row in rows for name in row if name not in FIXED)

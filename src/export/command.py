@@ -1,8 +1,8 @@
 """Export: ``python -m src.export run=runs/NAME out=DIR [merge=true]``.
 
 Writes what a run trained in the formats of plain transformers and peft: the PEFT adapter, or with
-``merge=true`` a whole checkpoint. A run of full fine-tuning is always written as a whole checkpoint. Beside it stands a
-model card; push_to_hub=true uploads all of it, register=true makes it a version in MLflow's model registry.
+``merge=true`` a whole checkpoint. A run of full fine-tuning is always written as a whole checkpoint. A model card is
+added; push_to_hub=true uploads everything, register=true makes it a version in MLflow's model registry.
 
     python -m src.export run=runs/bicot_lora out=adapter
     python -m src.export run=runs/bicot_lora out=checkpoint merge=true
@@ -28,7 +28,7 @@ from src.trained import Source, find_run, holds_run, locate_source, run_config
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# In front of the transformers model's own names, where the policy holds it.
+# Prefix of the transformers model's names in the policy.
 NETWORK = "policy.network."
 # Beside copies of the base's files.
 WRITTEN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "samples_*.png")
@@ -79,14 +79,14 @@ def export(config: DictConfig) -> int:
 
 
 def write(config: DictConfig, source: Source, folder: Path, whole: bool, facts: CardFacts) -> None:
-    """What is exported, into `folder`.
+    """Write the export into `folder`.
 
     Raises:
         UserError: for an adapter or weights that are damaged or do not fit the base.
     """
     from src.policies import export as policies
 
-    # What is pushed names no place of this machine.
+    # A pushed file must not contain local paths.
     base = facts.base or (source.base.name if config.push_to_hub else None)
     names = policies.PageNames(base, config.repo if config.push_to_hub else ".")
     try:
@@ -102,13 +102,13 @@ def write(config: DictConfig, source: Source, folder: Path, whole: bool, facts: 
 
 
 def refuse_links(source: Source, whole: bool) -> None:
-    """Check that what is sent away lies in its folder: a run, or a base it names, may be somebody else's.
+    """Check that all uploaded files are inside their folder: a run, or a base it names, may come from someone else.
 
-    Links into a Hugging Face cache are fine, which keeps its files that way. So are a base's linked weights: they are
-    read as weights, not copied.
+    Links into a Hugging Face cache are allowed, since it stores files that way. So are a base's linked weights: they
+    are read as weights, not copied.
 
     Raises:
-        UserError: for a link to some other file of this machine.
+        UserError: for a link to another file of this machine.
     """
     from src.policies.export import WEIGHTS
     from src.runs.folder import leads_out
@@ -122,7 +122,7 @@ def refuse_links(source: Source, whole: bool) -> None:
 
 
 def card_facts(config: DictConfig, source: Source, whole: bool) -> CardFacts:
-    """What the model card tells: of the run, or of the run whose folder the adapter lies in."""
+    """The facts for the model card: of the run, or of the run whose folder contains the adapter."""
     from src.runs.folder import RunFolder
 
     run = None if config.run is None else find_run(config.run)

@@ -14,13 +14,13 @@ from src.config.schema import ROOT
 from src.runs.folder import leads_out
 
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
-PUBLISHERS = ("deepseek-ai", "deepseek-community")  # of Janus-Pro, whose weights have a licence of their own
+PUBLISHERS = ("deepseek-ai", "deepseek-community")  # of Janus-Pro, whose weights have their own licence
 DEEPSEEK = {
     "license": "other",
     "license_name": "deepseek-model-license",
     "license_link": "https://github.com/deepseek-ai/DeepSeek-LLM/blob/main/LICENSE-MODEL",
 }
-# Rows of the recipe: what it is, where the run's config has it.
+# Rows of the recipe: label, and key in the run's config.
 RECIPE = (
     ("algorithm", "algorithm.name"),
     ("rewards", "rewards.experts"),
@@ -42,9 +42,9 @@ Z95 = 1.959963984540054  # the normal distribution's 0.975 quantile
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card tells.
+    """The content of a card.
 
-    name: its title. base: the base's name on the hub, None where it has none. base_folder: where the base lies here.
+    name: its title. base: the base's name on the hub, None if it has none. base_folder: the local path of the base.
     library: peft | transformers | None. license: asked for; None: the base's. run: its folder, None where what was
     exported has none; config, summary: what is in it.
     """
@@ -60,7 +60,7 @@ class CardFacts:
 
 
 def hub_name(folder: Path, repository: str | None = None) -> str | None:
-    """The base's name on the hub: `repository`, or what its place in the Hugging Face cache says; None: neither."""
+    """The base's name on the hub: `repository`, or from its path in the Hugging Face cache; None: neither."""
     if repository is not None:
         return repository
     cached = CACHED.search(str(folder.expanduser().absolute()) + "/")
@@ -68,7 +68,7 @@ def hub_name(folder: Path, repository: str | None = None) -> str | None:
 
 
 def complete_card(folder: Path, facts: CardFacts) -> None:
-    """Put front matter and the run's facts round the README.md in `folder`, and copy the run's samples beside it."""
+    """Add front matter and the run's facts to the README.md in `folder`, and copy the run's samples next to it."""
     page = folder / "README.md"
     body = page.read_text(encoding="utf-8")
     parts = [front_matter(facts), f"# {facts.name}", body.strip()]
@@ -96,7 +96,7 @@ def front_matter(facts: CardFacts) -> str:
 
 
 def licence(facts: CardFacts) -> dict[str, str]:
-    """The card's licence keys: what was asked for, or the base's; empty where nothing is known of it."""
+    """The card's licence keys: as requested, or the base's; empty if unknown."""
     if facts.license is not None:
         return {"license": facts.license}
     if facts.base is not None and facts.base.partition("/")[0] in PUBLISHERS:
@@ -107,7 +107,7 @@ def licence(facts: CardFacts) -> dict[str, str]:
 
 
 def recipe(facts: CardFacts) -> str:
-    """A table of the settings that matter, as far as the run's config has them."""
+    """A table of the main settings found in the run's config."""
     if facts.config is None:
         return ""
     rows = []
@@ -171,7 +171,7 @@ def _samples(folder: Path, facts: CardFacts) -> str:
     lines = []
     for when in ("before", "after"):
         sheet = None if facts.run is None else facts.run / f"samples_{when}.png"
-        # A link would carry some other file of this machine to where the card goes.
+        # A link would upload another file of this machine with the card.
         if sheet is not None and facts.run is not None and sheet.is_file() and leads_out(facts.run, sheet) is None:
             shutil.copyfile(sheet, folder / sheet.name)
             lines += ["", f"{when.capitalize()} training:", "", f"![samples {when} training]({sheet.name})"]

@@ -11,7 +11,7 @@ NO_TOKEN = "push_to_hub=true: no token of the hub; run `hf auth login`, or set H
 
 
 def check_push(repo: str | None) -> None:
-    """Raise UserError without a repository's name or a token; asks nobody."""
+    """Raise UserError without a repository's name or a token; makes no request."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -27,7 +27,7 @@ def check_push(repo: str | None) -> None:
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload `folder` to the hub's model repository `repo`, made if it is not there; returns its address.
+    """Upload `folder` to the hub's model repository `repo`, created if needed; returns its address.
 
     The token is the environment's or the one of `hf auth login`; no message shows it.
 
@@ -44,7 +44,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
         address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export of a BiCoT-GRPO run")
     except Exception as error:
-        # Whatever the client or its network stack raised, the export itself stands.
+        # Whatever the client or its network stack raised, the export itself is complete.
         reason = next(iter(str(error).strip().splitlines()), "no reason given").replace(token, "(token)")
         raise UserError(
             f"repo={repo}: the hub refused it ({type(error).__name__}: {reason}); the export is in {folder}"
@@ -80,7 +80,7 @@ def registry_of(run: Path | None, tracking_uri: str | None) -> tuple[str, str | 
 def register(folder: Path, name: str, run: Path | None, tracking_uri: str | None) -> tuple[str, int]:
     """Log `folder` as an artifact and make it the next version of the registered model `name`.
 
-    Returns the tracking URI and the version. The artifact stands under the run's own MLflow run where it has one,
+    Returns the tracking URI and the version. The artifact belongs to the run's own MLflow run if it has one,
     else under a new one in the experiment ``exports``.
 
     Raises:
@@ -114,7 +114,7 @@ def register(folder: Path, name: str, run: Path | None, tracking_uri: str | None
 
 
 def check_register(name: str, run: Path | None, tracking_uri: str | None) -> None:
-    """Raise UserError for a name the registry cannot have, or a store that cannot be used."""
+    """Raise UserError for a name the registry does not allow, or a store that cannot be used."""
     if not name.strip() or set(name) & set("/:'\""):
         raise UserError(f"registered_name={name!r}: expected a name without slashes, colons and quotes")
     registry_of(run, tracking_uri)

@@ -1,4 +1,4 @@
-"""Best-of-N: of several candidates for a picture the one that is kept, by the experts' total or by one of them."""
+"""Best-of-N: keeps one of several candidates for a picture, by the experts' total or by one expert."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOTAL = "reward"
 class BestOf:
     """How a picture is chosen among its candidates.
 
-    of: candidates a picture; by: the expert that chooses, None: the total of all. sign: -1 where the lowest score of
+    of: candidates per picture; by: the expert that chooses, None: the total of all. sign: -1 where the lowest score of
     `by` is the best. Of equally good candidates the first is kept.
     """
 
@@ -32,14 +32,14 @@ class BestOf:
             raise ValueError(f"sign={self.sign}: expected 1 or -1")
 
     def score(self, entry: Mapping[str, Any]) -> float | None:
-        """What `entry` is chosen by, as its report has it; None where that was not scored."""
+        """The score of `entry` that decides; None if it was not scored."""
         return entry.get(TOTAL) if self.by is None else entry["scores"].get(self.by)
 
     def kept(self, pictures: Iterable[tuple[Entry, Picture]]) -> Iterator[tuple[Entry, Picture]]:
-        """Of every `of` consecutive pictures the best, its entry telling of the others under ``best_of``.
+        """The best of every `of` consecutive pictures; its entry lists the others under ``best_of``.
 
         Raises:
-            UserError: where none of the candidates has a score to choose by.
+            UserError: if no candidate has the score to choose by.
         """
         if self.of == 1:
             yield from pictures

@@ -1,9 +1,9 @@
 """Generate: ``python -m src.generate prompts="a red circle left of a blue square" adapter=DIR n=4 out=DIR``.
 
-Plans and paints n pictures a prompt, with scores where an expert has something to say about the prompt. The
+Plans and paints n pictures per prompt, with scores if an expert can judge the prompt. The
 folder `out` gets images/, grid.png and samples.jsonl. In float32 the same seed and prompt give the same picture,
-whatever other prompts are asked for with it; in bf16 with batch_size=1 (docs/DECISIONS.md). The PNG files hold what
-they were made of and how. With best_of=8 each picture is the best of 8 candidates.
+whatever other prompts are asked for with it; in bf16 with batch_size=1 (docs/DECISIONS.md). The PNG files record how
+they were made. With best_of=8 each picture is the best of 8 candidates.
 
     python -m src.generate prompts="a red circle left of a blue square" run=runs/bicot_lora out=pictures
     python -m src.generate prompts="two green squares" prompts="a yellow circle" n=8 seed=1
@@ -54,7 +54,7 @@ class Job:
 
 
 def generate(config: DictConfig, source: PromptSource) -> int:
-    """One generation; returns the exit code. What is wrong with the input shows before any weight is loaded."""
+    """One generation; returns the exit code. Input errors are reported before any weight is loaded."""
     records = read_prompts(source)
     from src.runs.output_folder import check_free, new_folder, written_whole
 

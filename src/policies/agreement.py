@@ -143,4 +143,4 @@ def _hold(own: Tensor, found: Tensor, janus: nn.Module, path: str, level: str) -
 def _not_finite(model: nn.Module) -> Iterator[str]:
     for name, value in model.named_parameters():
         if not bool(torch.isfinite(value).all()):
-            yield f"{name} holds NaN or infinity"
+            yield f"{name} contains NaN or infinity"

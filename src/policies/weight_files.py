@@ -50,7 +50,7 @@ def check_finite(tensors: Mapping[str, Tensor], file: object) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
-                f"{file}: {name} holds NaN or infinity; give weights from before the training diverged"
+                f"{file}: {name} contains NaN or infinity; give weights from before the training diverged"
             )
 
 

@@ -44,7 +44,7 @@ def test_geneval_from_a_model_and_again(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "a/00001/samples/00000.png").unlink()
     capsys.readouterr()
     assert run(*asked, f"out={tmp_path / 'a'}", "batch_size=8") == 0
-    assert "1 images painted, 3 were there" in capsys.readouterr().out
+    assert "1 images painted, 3 already there" in capsys.readouterr().out
     assert tree(tmp_path / "a") == before
 
 

@@ -196,7 +196,7 @@ def test_a_folder_or_file_of_the_users_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "n", "words"),
-    [("wise", 2, "reads 1 a prompt"), ("tiif", 4, "reads 1"), ("dpg", 5, "1 to 4"), ("geneval", 0, "1 or more")],
+    [("wise", 2, "reads 1 per prompt"), ("tiif", 4, "reads 1"), ("dpg", 5, "1 to 4"), ("geneval", 0, "1 or more")],
 )
 def test_an_n_the_scorer_cannot_read_is_refused(tmp_path: Path, name: str, n: int, words: str) -> None:
     items = BENCHMARKS[name].read(COPIES[name](tmp_path))

@@ -172,4 +172,4 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert cli.run(COMMAND, [f"port={taken.getsockname()[1]}"]) == 2
-    assert "is taken" in capsys.readouterr().err
+    assert "already in use" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_leaving_prompts_out_changes_no_picture(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("on_error", "message"),
-    [("raise", "RuntimeError: broke"), ("drop", "not one of 1 images could be judged")],
+    [("raise", "RuntimeError: broke"), ("drop", "none of 1 images could be judged")],
 )
 def test_an_expert_that_always_fails_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_error: str, message: str

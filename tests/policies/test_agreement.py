@@ -69,7 +69,7 @@ def janus_with(folder: Path, dtype: torch.dtype = torch.float32, merge: bool | N
 def test_an_adapter_that_is_ignored_in_part_is_seen(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
     """Independently of what its files say; in bf16 PEFT's variants are refused when a decoder is made."""
     policy = janus_with(write_adapter(tmp_path, REFUSED[kind][0]), dtype)
-    with pytest.raises(ValueError, match=f"x: {WRONG[kind]} does not do|LoRA variant"):
+    with pytest.raises(ValueError, match=f"x: {WRONG[kind]} does not match|LoRA variant"):
         check_agreement(policy, "x")
 
 
@@ -132,7 +132,7 @@ def test_each_path_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             keeper, "_made", lambda janus, engine, form, adapter, lent=False: made(janus, engine, form, True, lent)
         )
-    with pytest.raises(Disagreement, match=rf"^run=x: {path} does not do .* off by [\d.e+-]+ nats"):
+    with pytest.raises(Disagreement, match=rf"^run=x: {path} does not match .* off by [\d.e+-]+ nats"):
         check_agreement(policy, "run=x")
 
 

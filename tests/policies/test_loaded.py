@@ -164,7 +164,7 @@ def test_an_adapter_with_nan_is_refused_by_every_command(
     assert codes == [2] * 5
     messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(messages) == 5
-    assert all(f"{name} holds NaN or infinity" in message for message in messages)
+    assert all(f"{name} contains NaN or infinity" in message for message in messages)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "run").exists()
 
@@ -187,7 +187,7 @@ def test_trained_weights_with_nan_are_refused_by_every_command(
     ]
     assert codes == [2] * 3
     messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert all(f"{name} holds NaN or infinity" in message for message in messages)
+    assert all(f"{name} contains NaN or infinity" in message for message in messages)
 
 
 def test_a_checkpoint_with_nan_is_not_resumed(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +199,7 @@ def test_a_checkpoint_with_nan_is_not_resumed(world: Path, tmp_path: Path, capsy
     checksum_path(checkpoint).unlink(missing_ok=True)
     capsys.readouterr()
     assert train(world, tmp_path / "run", trainer__max_steps=4, resume="auto") == 2
-    assert f"{name} holds NaN or infinity" in capsys.readouterr().err
+    assert f"{name} contains NaN or infinity" in capsys.readouterr().err
 
 
 def first_kl(run: Path) -> tuple[float, float]:

@@ -28,7 +28,7 @@ def test_only_dicts_of_tensors_are_read(tmp_path: Path) -> None:
     with pytest.raises(WeightsMismatch, match=r"object\.pt: cannot be read as a checkpoint of tensors"):
         read_checkpoint(tmp_path / "object.pt")
     torch.save([torch.ones(2)], tmp_path / "list.pt")
-    with pytest.raises(WeightsMismatch, match=r"list\.pt: holds a list, expected a dict of tensors"):
+    with pytest.raises(WeightsMismatch, match=r"list\.pt: contains a list, expected a dict of tensors"):
         read_checkpoint(tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(WeightsMismatch, match=r"text\.pt: cannot be read"):

@@ -119,7 +119,7 @@ FORMS: dict[str, list[tuple[Any, str]]] = {
     "mlflow.json": [
         ({}, "tracking_uri is missing"),
         ({"tracking_uri": None, "experiment": "e", "name": "n", "tags": []}, "tags is not a JSON object"),
-        ({"tracking_uri": None, "experiment": "e", "name": "n", "tags": {"a": 1}}, "tags holds something else"),
+        ({"tracking_uri": None, "experiment": "e", "name": "n", "tags": {"a": 1}}, "tags contains something other"),
         ({"tracking_uri": None, "experiment": "e", "name": "n", "datasets": 3}, "an entry of datasets"),
         ({"tracking_uri": None, "experiment": "e", "name": "n", "pending": 3}, "pending is not true or false"),
         ({"tracking_uri": None, "experiment": None, "name": "n"}, "experiment is not a text"),
