@@ -1,8 +1,8 @@
-"""A PEFT adapter's two files, read before any weight of the base: is it of a kind that is honoured everywhere?
+"""Reads a PEFT adapter's two files before any weight of the base, and checks that every code path supports it.
 
-Rollouts, training, the reference and a merge each apply an adapter in a form of their own. What all of them apply is
-plain LoRA on the language model's projections. Whatever else an adapter says is refused here by its name: applied in
-part, it would train and paint something else than it is, without a word.
+Rollouts, training, the reference and a merge each apply an adapter in their own form. All of them support plain LoRA
+on the language model's projections. Anything else is refused here by name: a partly applied adapter would silently
+train and paint something else.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Modules (by their names in the transformers model) that rollout, training and reference apply adapters to.
 HONOURED = re.compile(rf"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(PROJECTIONS)})")
-# Modules that read pictures. Nothing here does, so an adapter on them changes nothing and has no gradient.
+# Modules that read pictures. Nothing here runs them, so an adapter on them changes nothing and has no gradient.
 UNUSED = re.compile(r"model\.(vision_model|aligner)\..+")
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-# Settings that plain LoRA has, and those that say nothing about what the adapter computes.
+# Settings of plain LoRA, and those that do not affect what the adapter computes.
 _KNOWN = frozenset(
     "r lora_alpha rank_pattern alpha_pattern use_rslora lora_dropout init_lora_weights task_type target_modules"
     " exclude_modules layers_to_transform layers_pattern peft_type auto_mapping peft_version base_model_name_or_path"
@@ -42,7 +42,7 @@ _ELSEWHERE = (
 
 
 def check_adapter_directory(path: Path) -> None:
-    """Raise ValueError, before anything is loaded, unless `path` holds a PEFT adapter that says it is plain LoRA."""
+    """Raise ValueError, before anything is loaded, unless `path` contains a PEFT adapter declared as plain LoRA."""
     for name in (CONFIG, TENSORS):
         # PEFT would look for a missing file on a model hub.
         if not (path / name).is_file():
@@ -53,8 +53,8 @@ def check_adapter_directory(path: Path) -> None:
 def _check_config(file: Path) -> None:
     """Raise ValueError for an adapter of another kind, and for settings by which PEFT would import or unpickle.
 
-    ``megatron_config`` makes it import the module that ``megatron_core`` names; the initialisations beside the usual
-    ones run on the base model and may read pickled caches from paths in the config.
+    ``megatron_config`` makes it import the module that ``megatron_core`` names; the unusual initialisations run on
+    the base model and may read pickled caches from paths in the config.
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def _check_config(file: Path) -> None:
     if config.get("megatron_config") is not None:
         raise ValueError(f"{file}: megatron_config names code to import; remove it, Janus has no Megatron layers")
     start = config.get("init_lora_weights")
-    # An orthogonal start leaves the base alone, too, and is overwritten by the weights that are loaded.
+    # An orthogonal start also leaves the base unchanged, and the loaded weights overwrite it.
     if not (start is None or isinstance(start, bool) or start in ("gaussian", "orthogonal")):
         raise ValueError(
             f"{file}: init_lora_weights={start}: may change the base model on loading; convert the adapter to a"
@@ -81,7 +81,7 @@ def _check_config(file: Path) -> None:
 
 
 def _check_scale(file: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a rank or alpha by which some layer's update, ``alpha / r * B A``, is none or no number."""
+    """Raise ValueError for a rank or alpha by which some layer's update, ``alpha / r * B A``, is zero or not finite."""
 
     def rank(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -134,9 +134,9 @@ def _modules(weights: Iterable[str]) -> set[str]:
 
 
 def check_adapter_tensors(adapter: Path, anywhere: bool = False) -> None:
-    """Raise ValueError, naming module or tensor, unless all of an adapter's tensors are honoured, and numbers.
+    """Raise ValueError, naming module or tensor, unless all of an adapter's tensors are supported and finite.
 
-    anywhere: adapters on any module will do (for a merge, which leaves none of them beside the weights).
+    anywhere: allow adapters on any module (for a merge, which leaves none of them separate).
     """
     names = {key: _TENSOR.fullmatch(key) for key in _shapes(adapter)}
     for key, name in names.items():
@@ -155,7 +155,7 @@ def check_adapter_tensors(adapter: Path, anywhere: bool = False) -> None:
 
 
 def unused_modules(adapter: Path) -> list[str]:
-    """The modules an adapter has tensors for that take no part in anything here: of the vision tower."""
+    """The modules of an adapter that nothing here runs: those of the vision tower."""
     found = (_TENSOR.fullmatch(key) for key in _shapes(adapter))
     modules = dict.fromkeys(name["module"] for name in found if name is not None)
     return [module for module in modules if UNUSED.fullmatch(module)]

@@ -1,7 +1,7 @@
-"""The patterns in an adapter's config, tried within limits before PEFT tries them without any.
+"""Tries the patterns in an adapter's config within limits, before PEFT runs them without limits.
 
 ``target_modules`` and others may be regular expressions, which PEFT matches with every module's name. One of ten
-letters can take for ever to fail (``(a+)+$``); which ones do cannot be told by their looks, so they are tried.
+letters can take forever to fail (``(a+)+$``). The text of a pattern does not show this, so they are tried.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from src.text.bounded_work import Stopped, answered
 
 _CONFIG = "adapter_config.json"
-# Without a choice or a repetition there is nothing to try in vain.
+# Without a choice or a repetition a pattern cannot be slow.
 _PLAIN = re.compile(r"[\w.]*")
 
 
 def check_patterns(adapter: Path, names: Iterable[str]) -> None:
-    """Raise ValueError, naming file, key and pattern, for one that takes too long on a model's modules, or is none.
+    """Raise ValueError, naming file, key and pattern, for one that takes too long on a model's modules, or is invalid.
 
     names: of all modules of the model, as PEFT sees them.
     """

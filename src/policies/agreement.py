@@ -1,6 +1,6 @@
 """One check after a model is loaded: rollout, training and reference give the log-probs of the modules' own forward.
 
-Each applies weights and adapters in a form of its own, and nothing in a run compares them to the model that was given:
+Each applies weights and adapters in its own form, and nothing else in a run compares them with the given model:
 the `mismatch` metric sees sampler and training differ from each other, not both from the adapter, nor the reference.
 """
 
@@ -28,19 +28,19 @@ TrainingContext = Callable[[], AbstractContextManager[Any]]
 
 
 class Disagreement(ValueError):
-    """A path through a loaded model does not give what the model's own modules give; the message names it."""
+    """A path through a loaded model differs from the model's own modules; the message names it."""
 
 
 @torch.no_grad()
 def check_agreement(policy: JanusPolicy, given: str, training: TrainingContext = nullcontext) -> None:
-    """Hold training, rollout and reference to the modules' own forward, on a few fixed tokens of both levels.
+    """Compare training, rollout and reference with the modules' own forward, on a few fixed tokens of both levels.
 
-    Four short forward passes a level, on the device where the policy is; the cache it took is given back. Where weights
-    are cut over ranks, all ranks at once. given: what was loaded, for the message. training: what a training pass runs
+    Four short forward passes a level, on the policy's device; the cache it used is freed. If weights are sharded over
+    ranks, all ranks must call it. given: what was loaded, for the message. training: what a training pass runs
     under (mixed precision).
 
     Raises:
-        Disagreement: for a difference that no rounding explains, or log-probs that are no numbers.
+        Disagreement: for a difference that rounding does not explain, or log-probs that are not finite.
     """
     for level in (PLAN, IMAGE):
         janus = policy.decoding_janus
@@ -59,7 +59,7 @@ def check_agreement(policy: JanusPolicy, given: str, training: TrainingContext =
 
 @torch.no_grad()
 def check_decoder(decoder: Decoder, janus: Any, given: str) -> None:
-    """Hold a decoder to the own forward of `janus`, the transformers model it decodes for; see `check_agreement`."""
+    """Compare a decoder with the forward of `janus`, the transformers model it decodes for; see `check_agreement`."""
     for level in (PLAN, IMAGE):
         context, ids = fixed_tokens(janus, level)
         own = module_logps(janus, level, context, ids)
@@ -73,7 +73,7 @@ def fixed_logps(janus: Any) -> dict[str, Tensor]:
 
 
 def check_merged(before: dict[str, Tensor], merged: Any, given: str) -> None:
-    """Hold a model with its adapter merged to what `fixed_logps` gave with the adapter beside it."""
+    """Compare a model with merged adapter to the `fixed_logps` of the unmerged one."""
     for level, logps in fixed_logps(merged).items():
         _hold(before[level], logps, merged, f"{given}: the merged model", level)
 
@@ -108,7 +108,7 @@ def decoded_logps(decoder: Decoder, level: str, context: TokenContext, ids: Tens
     state, features = decoder.start(level, context, ids.shape[1])
     found = [features]
     for column in ids[:, :-1].unbind(1):
-        # A captured step reads its features out of one place: kept is a copy.
+        # A captured step always writes its features to the same place, so a copy is kept.
         found.append(decoder.advance(state, column).clone())
     if hasattr(decoder, "finish"):
         decoder.finish(state)

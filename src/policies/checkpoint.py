@@ -24,7 +24,7 @@ LAYOUTS = {"janus": TRANSFORMERS, original_config.MODEL_TYPE: ORIGINAL}
 # Janus's special tokens, for tokenizers that do not name them by role (the original ones do not).
 PAD, IMAGE = "<｜▁pad▁｜>", "<image_placeholder>"
 BEGIN_OF_IMAGE, END_OF_IMAGE = "<begin_of_image>", "<end_of_image>"
-# Must all have one row a code.
+# All must have one row per code.
 CODE_WEIGHTS = {
     "codebook": "model.vqmodel.quantize.embedding.weight",
     "generation embeddings": "model.generation_embeddings.weight",
@@ -48,7 +48,7 @@ class JanusCheckpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the files' weights are in."""
+        """The dtype of the files' weights."""
         return self.weights["lm_head.weight"].dtype
 
     def model(self, dtype: torch.dtype) -> JanusForConditionalGeneration:
@@ -61,7 +61,7 @@ class JanusCheckpoint:
             janus = JanusForConditionalGeneration.from_pretrained(
                 None, config=self.config, state_dict=weights, dtype=dtype
             ).eval()
-            # Where it came from, as transformers itself notes it; PEFT writes it into adapters.
+            # Its origin, as transformers records it; PEFT writes it into adapters.
             janus.name_or_path = janus.config.name_or_path = str(self.folder)
             if self.layout == ORIGINAL:
                 janus.generation_config = self._generation_config()
@@ -72,7 +72,7 @@ class JanusCheckpoint:
         return janus
 
     def _generation_config(self) -> Any:
-        """What transformers' own image generation needs; no file of the original layout says it."""
+        """Needed by transformers' own image generation; the original layout has no file for it."""
         from transformers import GenerationConfig
 
         text = self.config.text_config
@@ -99,7 +99,7 @@ def layout_of(folder: Path) -> str:
     """`TRANSFORMERS` or `ORIGINAL`, by the ``model_type`` of the directory's config.json.
 
     Raises:
-        CheckpointError: for a missing or damaged config, or another family's.
+        CheckpointError: for a missing or damaged config, or one of another family.
     """
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in LAYOUTS:
@@ -111,7 +111,7 @@ def layout_of(folder: Path) -> str:
 def open_checkpoint(path: str | Path) -> JanusCheckpoint:
     """Open a directory of either layout and check that its parts fit each other. No weight is read yet.
 
-    No code of the checkpoint's is run, whatever its files ask for.
+    No code of the checkpoint is run, whatever its files request.
 
     Raises:
         CheckpointError: naming file and key of what is missing, damaged or does not fit.
@@ -140,8 +140,8 @@ def open_without_weights(folder: Path) -> tuple[str, JanusConfig, Any]:
 def read_tokenizer(folder: Path, **settings: Any) -> Any:
     """The directory's tokenizer, exactly as its tokenizer.json says.
 
-    transformers' own choice of a class is not asked: the original directories name LlamaTokenizerFast, which
-    splits texts otherwise than the byte-level tokenizer.json beside it.
+    transformers' choice of a class is not used: the original directories name LlamaTokenizerFast, which splits texts
+    differently from the byte-level tokenizer.json next to it.
 
     Raises:
         CheckpointError: if there is none, it is damaged, it lacks one of Janus's special tokens, or its chat templates
@@ -193,9 +193,9 @@ def _config(folder: Path, layout: str, tokenizer: Any) -> JanusConfig:
         config = JanusConfig.from_dict(stored)
     except Exception as error:
         raise CheckpointError(f"{file}: not a Janus config: {' '.join(str(error).split())}") from error
-    # Left out it is read as tied (transformers' default), and Janus-Pro's own lm_head would be overwritten.
+    # Without this key it is read as tied (transformers' default), and Janus-Pro's own lm_head would be overwritten.
     config.tie_word_embeddings = False
-    # transformers replaces what the file says by what it computes.
+    # transformers replaces the file's value by a computed one.
     vq = stored.get("vq_config")
     said = vq.get("num_patches") if isinstance(vq, dict) else None
     if said is not None and said != config.vq_config.num_patches:
@@ -207,7 +207,7 @@ def _config(folder: Path, layout: str, tokenizer: Any) -> JanusConfig:
 
 
 def check_sizes(folder: Path, config: JanusConfig) -> None:
-    """Raise CheckpointError where the config's sizes, or the processor's beside it, contradict each other."""
+    """Raise CheckpointError where the config's sizes, or the processor's, contradict each other."""
     file, vision, vq = folder / "config.json", config.vision_config, config.vq_config
     side, hidden = vision.image_size // vision.patch_size, config.text_config.hidden_size
     painted = side * 2 ** (len(vq.channel_multiplier) - 1)
@@ -264,7 +264,7 @@ def check_vocabulary(folder: Path, config: JanusConfig, tokenizer: Any) -> None:
 def check_weights(folder: Path, layout: str, config: JanusConfig, stored: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless the files have the config's weights: no more, no less, each of its shape.
 
-    Names and shapes are compared and told in the directory's own layout.
+    Names and shapes are compared and reported in the directory's own layout.
     """
     expected = expected_shapes(config, layout)
     _check_codes(folder, layout, stored)

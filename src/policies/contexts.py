@@ -1,7 +1,7 @@
 """From prompts and plans to token contexts, with the chat templates of the checkpoint.
 
 A checkpoint may ship two named chat templates, ``plan`` and ``image`` (``additional_chat_templates/``
-of its tokenizer); where it does not, as Janus-Pro's published ones, the templates of this file stand in.
+of its tokenizer); if it does not, like the published Janus-Pro, the templates of this file are used.
 Both receive one user message; the image template also the variable ``plan``. A template writes the whole
 text including the begin-of-sequence token, and prompt and plan as they are; the begin-of-image token is appended here.
 It is rendered once, within limits (`src.text.chat_templates`). Special tokens come from the template alone: a
@@ -21,7 +21,7 @@ from src.text.user_text import filled
 from src.values import IMAGE, PLAN, TokenContext
 
 # The layout of Janus-Pro's supervised data ("deepseek" format), as T2I-R1 uses it: a system line, a user
-# turn with the reasoning instruction (paper, appendix; worded anew here), an empty assistant turn.
+# turn with the reasoning instruction (paper, appendix; reworded here), an empty assistant turn.
 DEFAULT_PLAN_TEMPLATE = (
     "{{ bos_token }}You are a helpful assistant that receives an image prompt and generate a visualization"
     " of the prompt.\n\n"
@@ -38,7 +38,7 @@ DEFAULT_IMAGE_TEMPLATE = (
 
 
 def chat_template(tokenizer: Any, name: str, default: str) -> str:
-    """The checkpoint's own template called `name`, else `default`."""
+    """The checkpoint's own template `name`, else `default`."""
     templates = getattr(tokenizer, "chat_template", None)
     if isinstance(templates, dict) and name in templates:
         return templates[name]
@@ -83,7 +83,7 @@ def plan_texts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
 def image_texts(tokenizer: Any, prompts: Sequence[str], plans: Sequence[str]) -> list[str]:
     """The full text each image continues, without the begin-of-image token.
 
-    A prompt's own full stop is dropped, so that "{prompt}. {plan}" never doubles it (1,783 of the
+    A prompt's final full stop is dropped, so "{prompt}. {plan}" never doubles it (1,783 of the
     released training prompts end in one). Empty plans leave the prompt alone.
     """
     flat = {

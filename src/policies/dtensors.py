@@ -1,4 +1,4 @@
-"""Tensors cut over ranks (DTensor) and whole ones, each made of the other. Plain tensors pass through."""
+"""Converts between sharded tensors (DTensor) and whole ones. Plain tensors pass through."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, detached. Of a cut one every rank must ask at once."""
+    """The whole tensor, detached. For a sharded one all ranks must call this at once."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, equal on all ranks, cut as `like` is, and moved there; the dtype stays. Nothing is sent."""
+    """A whole tensor, equal on all ranks, sharded like `like`, on its device; the dtype stays. Nothing is sent."""
     value = value.to(like.device)
     if not isinstance(like, DTensor):
         return value
@@ -23,11 +23,11 @@ def cut_like(value: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_whole(target: Tensor, value: Tensor) -> None:
-    """Put a whole tensor, equal on all ranks, into one that may be cut, in place."""
+    """Copy a whole tensor, equal on all ranks, in place into one that may be sharded."""
     target.copy_(cut_like(value, target))
 
 
 def kept_whole(tensor: Tensor, keep: bool) -> Tensor | None:
-    """`whole` on the CPU for who keeps it, None for the other ranks, which only take part in the gathering."""
+    """`whole` on the CPU for the rank that keeps it, None for the others, which only take part in the gather."""
     gathered = whole(tensor)
     return gathered.cpu() if keep else None

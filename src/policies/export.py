@@ -1,6 +1,6 @@
-"""What leaves the project: a PEFT adapter, or a whole checkpoint, both for plain transformers + peft.
+"""Exports a PEFT adapter or a whole checkpoint, both for plain transformers + peft.
 
-Every function here fills a folder the caller made; the caller puts it in place once it is whole.
+Every function here fills a folder made by the caller, who moves it into place when it is complete.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from src.policies.processor_files import write_original_processor, write_transfo
 from src.policies.weight_files import CheckpointError, could_be_path, mapped_tensors, read_json
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-# Of a base checkpoint everything is copied (tokenizer, processor, chat templates, generation config) but these.
+# Everything of a base checkpoint is copied (tokenizer, processor, chat templates, generation config) except these.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index.json")
 WRITTEN_ANEW = ("config.json", "readme.md")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# What says nothing in the other layout, or says it in another form.
+# Files without meaning in the other layout, or with another form there.
 ONE_LAYOUT_ONLY = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 CODES_USED_SLOTS = 65536  # ``VectorQuantizer`` of the released code
 
@@ -37,7 +37,7 @@ def base_of_adapter(adapter: Path) -> str | None:
     """The base checkpoint an adapter names.
 
     Raises:
-        CheckpointError: if the folder holds no adapter or a damaged one.
+        CheckpointError: if the folder has no adapter or a damaged one.
     """
     for name in ADAPTER_FILES:
         if not (adapter / name).is_file():
@@ -54,9 +54,9 @@ def base_of_adapter(adapter: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PageNames:
-    """What the page on how to load calls things by.
+    """The names used on the page that explains loading.
 
-    base: a name on the hub; None: the base's absolute path. folder: what is written, as a program beside it finds it.
+    base: a name on the hub; None: the base's absolute path. folder: the written folder, as a relative path.
     """
 
     base: str | None = None
@@ -64,9 +64,9 @@ class PageNames:
 
 
 def write_adapter(adapter: Path, base: Path, out: Path, names: PageNames = PageNames()) -> None:
-    """The adapter with its config naming the base, and a page on how to load it.
+    """The adapter, with a config that names the base, and a page that explains loading it.
 
-    The weights are loaded onto the base once, so that what is written is known to fit.
+    The weights are loaded onto the base once, to check that they fit.
 
     Raises:
         CheckpointError, ValueError: for a base that cannot be loaded, an adapter that does not fit it.
@@ -92,11 +92,11 @@ def write_merged(
     """A whole checkpoint with the adapter merged into it.
 
     Each update is added in float32 and the sum cast once, layer by layer, so that a 7B base in bf16 needs no
-    second copy. An adapter may stand on any module here. dtype: of the result; auto keeps the base's. layout: of the
+    second copy. The adapter may be on any module. dtype: of the result; auto keeps the base's. layout: of the
     result, whatever the base's.
 
     Raises:
-        CheckpointError, ValueError: as `write_adapter`, and if the merged model does not do what the two did.
+        CheckpointError, ValueError: as `write_adapter`, and if the merged model differs from base plus adapter.
     """
     checkpoint = open_checkpoint(base)
     tuned: Any = load_lora(checkpoint.model(checkpoint.dtype), adapter, trainable=False, anywhere=True)
@@ -193,7 +193,7 @@ def _copy_rest(base: JanusCheckpoint, out: Path, layout: str) -> None:
 def _write_original(model: Any, base: JanusCheckpoint, out: Path, dtype: str) -> dict[str, Any]:
     """Weights and config in the original layout; returns the config.
 
-    What transformers' Janus has no place for is taken over from a base of the original layout.
+    Weights unknown to transformers' Janus are taken from a base of the original layout.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -217,8 +217,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# Stands first in every snippet of a card, whose reader has peft and transformers and nothing of this project. Both
-# packages import torchvision wherever it is installed; told that it is absent, they do without.
+# Comes first in every snippet of a card, whose reader has peft and transformers but not this project. Both packages
+# import torchvision if it is installed; marked as absent, they work without it.
 _WITHOUT_BROKEN_TORCHVISION = """import sys
 
 try:

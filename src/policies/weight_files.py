@@ -14,7 +14,7 @@ from torch import Tensor
 # The names transformers writes, in the order it looks for them; each may be an index of shards instead.
 NAMES = ("model.safetensors", "pytorch_model.bin")
 PICKLED = (".bin", ".pt", ".pth")
-# What trainers leave beside the weights.
+# Files that trainers leave next to the weights.
 NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "adapter_model.*")
 
 
@@ -26,7 +26,7 @@ def read_json(file: Path) -> dict[str, object]:
     """A JSON object.
 
     Raises:
-        CheckpointError: if the file is missing, no JSON, or no object.
+        CheckpointError: if the file is missing, not JSON, or not an object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def read_json(file: Path) -> dict[str, object]:
 
 
 def could_be_path(text: str) -> bool:
-    """Whether a text out of a file can be asked for as a path at all: no NUL, no part longer than file names are."""
+    """Whether a text from a file can be a path: no NUL, no part longer than a file name."""
     encoded = text.encode(errors="surrogatepass")
     return b"\0" not in encoded and len(encoded) < 4096 and all(len(part) <= 255 for part in encoded.split(b"/"))
 
@@ -55,10 +55,10 @@ def check_finite(tensors: Mapping[str, Tensor], file: object) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of a checkpoint directory; none is opened but an index.
+    """The weight files of a checkpoint directory; only an index is opened.
 
-    Looked for are transformers' own names (safetensors first), then every ``*.safetensors``, then every ``*.bin``,
-    ``*.pt`` and ``*.pth`` that is no trainer's state.
+    Looks for transformers' own names (safetensors first), then every ``*.safetensors``, then every ``*.bin``,
+    ``*.pt`` and ``*.pth`` that is not a trainer's state.
 
     Raises:
         CheckpointError: if there is none, or an index names a file that is not there.
@@ -89,7 +89,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 
 
 def mapped_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory by name, mapped from their files: memory is taken as they are read.
+    """All tensors of a checkpoint directory by name, mapped from their files: memory is used as they are read.
 
     Pickled files are read with ``weights_only=True``, so that nothing in them is run.
 

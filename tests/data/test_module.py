@@ -46,7 +46,7 @@ def test_a_directory_without_a_split_is_refused(tmp_path: Path) -> None:
 
 def test_a_training_prompt_in_another_split_is_warned_of(tmp_path: Path) -> None:
     path = directory(tmp_path, train=["a", "b"], validation=["b"], test=["c"])
-    with pytest.warns(UserWarning, match=r"1 prompts of train\.jsonl stand in validation\.jsonl too, such as 'b'"):
+    with pytest.warns(UserWarning, match=r"1 prompts of train\.jsonl are also in validation\.jsonl, such as 'b'"):
         load_splits(path)
 
 

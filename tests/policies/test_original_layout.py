@@ -165,5 +165,5 @@ def test_splitting_and_merging_lose_nothing(width: int, block: int, dtype: torch
 def test_a_part_of_an_attention_is_not_written() -> None:
     state = tiny_janus_of_both().state_dict()
     del state["model.vision_model.encoder.layers.0.self_attn.k_proj.bias"]
-    with pytest.raises(ValueError, match=r"attn\.qkv\.bias: k_proj missing beside q_proj, v_proj"):
+    with pytest.raises(ValueError, match=r"attn\.qkv\.bias: k_proj missing next to q_proj, v_proj"):
         to_original(state)

@@ -115,5 +115,5 @@ def test_a_policy_without_adapters_decodes_with_lent_weights_too(tmp_path: Path)
 
 
 def test_a_policy_without_adapters_says_so(adapters: list[Path]) -> None:
-    with pytest.raises(ValueError, match="ToyPolicy takes no further adapters"):
+    with pytest.raises(ValueError, match="ToyPolicy cannot take more adapters"):
         add_adapter(ToyPolicy(), adapters[0], "x")

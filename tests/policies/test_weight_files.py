@@ -126,7 +126,7 @@ def test_a_file_cut_off_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "words"),
     [
-        ({"a": "model-2.safetensors"}, r"shard model-2\.safetensors is not there"),
+        ({"a": "model-2.safetensors"}, r"shard model-2\.safetensors is missing"),
         ({"a": "../elsewhere.safetensors"}, "must be next to its index"),
         ({}, "no weight_map"),
     ],

@@ -123,7 +123,7 @@ FORMS: dict[str, list[tuple[Any, str]]] = {
         ({"tracking_uri": None, "experiment": "e", "name": "n", "datasets": 3}, "an entry of datasets"),
         ({"tracking_uri": None, "experiment": "e", "name": "n", "pending": 3}, "pending is not true or false"),
         ({"tracking_uri": None, "experiment": None, "name": "n"}, "experiment is not a text"),
-        ({"tracking_uri": None, "experiment": "e", "name": "n", "more": 1}, "more is no entry"),
+        ({"tracking_uri": None, "experiment": "e", "name": "n", "more": 1}, "more is not an entry"),
     ],
 }
 READERS = {"before.json": read_before, "summary.json": read_summary, "mlflow.json": read_journal}

@@ -1,1 +1,1 @@
-"""How tokens are decoded fast; to skip at a first reading: it computes what the policy computes."""
+"""Fast decoding of tokens. Skip this on a first reading: it computes the same as the policy."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Caches are asked for in multiples of this many places, so that contexts of other lengths find the same shape.
+# Cache sizes are multiples of this, so that contexts of different lengths get the same shape.
 PLACES_STEP = 64
-# Of the free memory, what a cache may take: it stays allocated through the update, which needs the rest.
+# The share of free memory that a cache may take: it stays allocated through the update, which needs the rest.
 SHARE_OF_FREE_MEMORY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What one row and place of a cache holds."""
+    """The size of one row and position of a cache."""
 
     layers: int
     heads: int
@@ -34,7 +34,7 @@ class CacheShape:
 
 @dataclass(slots=True)
 class DecodeState:
-    """Where a decode stands: N rows of one level, contexts padded on the left, all filled up to one place.
+    """The state of a decode: N rows of one level, contexts padded on the left, all filled up to the same position.
 
     keys, values (L, N, H, S, D); first (N,) int64, each row's first real place; length (1,) int64, how many places
     are filled, on the device. reach: how many places attention looks at, kept on the host, never below `length`;
@@ -51,7 +51,7 @@ class DecodeState:
 
 
 class CacheMemory:
-    """One stretch of memory that every decode of a policy uses in turn; grown when more is asked for.
+    """One block of memory that every decode of a policy uses in turn; it grows when needed.
 
     turn counts its uses; moves, how often addresses given out earlier became invalid, or a level's rows moved apart
     on them.
@@ -76,7 +76,7 @@ class CacheMemory:
         self._places[level] = places
         keys, values = self._memory(shape, shape.elements(rows, places))
         if before not in (0, places) and self.moves == moves:
-            self.moves += 1  # memory enough, but what was captured has the strides of fewer places
+            self.moves += 1  # enough memory, but captures have the strides of fewer places
         if rows not in self._small:
             small = torch.zeros(rows + 1, dtype=torch.int64, device=shape.device)
             self._small[rows] = small[1:], small[:1]
@@ -97,7 +97,7 @@ class CacheMemory:
         return keys[:elements], values[:elements]
 
     def release(self) -> None:
-        """Give the memory back; the next `open` allocates anew, and what fits is measured anew."""
+        """Free the memory; the next `open` allocates again and measures again what fits."""
         self._forget()
         self._budget = None
         self._places.clear()
@@ -115,7 +115,7 @@ class CacheMemory:
     def rows_that_fit(self, level: str, shape: CacheShape, places: int) -> int | None:
         """How many rows of `places` places the device's memory has room for, at least 1; None on a CPU: no limit known.
 
-        Measured once, so that every step splits its rollouts alike: a share of the memory nobody uses. Rows count
+        Measured once, so that every step splits its rollouts the same way: a share of the unused memory. Rows count
         with the places that `open` gives the level, which are never fewer than before.
         """
         if shape.device.type != "cuda":

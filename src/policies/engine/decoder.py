@@ -1,4 +1,4 @@
-"""Decoding with a Janus: both levels over one trunk, and what stays from one rollout to the next."""
+"""Decoding with a Janus: both levels over one trunk, and what is kept between rollouts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def features(janus: JanusForConditionalGeneration, level: str, hidden: Tensor) -> Tensor:
-    """What the last linear of the level's head reads: hidden itself, or the image head's inner layer."""
+    """The input of the last linear of the level's head: hidden itself, or the image head's inner layer."""
     if level == PLAN:
         return hidden
     image_head = janus.model.generation_head
@@ -42,10 +42,10 @@ class JanusDecoder:
     Args:
         janus: the model whose weights decode.
         trunk: the decoding form of its language model.
-        image_embeddings (K, H): what each image token is to the trunk.
+        image_embeddings (K, H): the trunk's input for each image token.
         memory: the cache, shared with other decoders of the policy and used in turn.
-        engine: the settings that all of this was made with.
-        lent: the weights are in the model for a while only; a head that is asked for outlives them.
+        engine: the settings of all of this.
+        lent: the weights are in the model only temporarily; a returned head outlives them.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class JanusDecoder:
 class DecoderKeeper:
     """What a policy keeps between rollouts: the cache, the decoder of its weights, the image tokens' embeddings.
 
-    All of it can be made anew, so copies of a policy begin without and nothing of it is saved.
+    All of it can be rebuilt, so copies of a policy start without it and none of it is saved.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class DecoderKeeper:
         return DecoderKeeper, ()
 
     def release(self) -> None:
-        """Give the cache's memory back, and what was captured on it."""
+        """Free the cache's memory and the captures on it."""
         self.memory.release()
         self._drop_decoders()
 
@@ -169,9 +169,9 @@ class DecoderKeeper:
     def frozen(
         self, janus: Any, engine: EngineSettings, merge: bool | None, lent: bool = False
     ) -> Iterator[JanusDecoder]:
-        """A decoder of the weights with the adapter left out; `lent`: of weights that are there for a while.
+        """A decoder of the weights without the adapter; `lent`: the weights are in the model only temporarily.
 
-        What it captured is gone with the ``with`` block.
+        Its captures end with the ``with`` block.
         """
         made = self._made(janus, engine, form_of(janus, engine, merge), adapter=False, lent=lent)
         try:
@@ -193,7 +193,7 @@ class DecoderKeeper:
 
     @torch.no_grad()
     def _embeddings_of(self, janus: Any) -> Tensor:
-        """(K, H): one look-up a token instead of the aligner's two linears, made anew if their weights changed."""
+        """(K, H): one look-up per token instead of the aligner's two linears, rebuilt if their weights changed."""
         made_of = _generation_side(janus)
         if made_of not in self._image_embeddings:
             table = janus.model.generation_embeddings
@@ -221,14 +221,14 @@ def token_operations(janus: Any, engine: EngineSettings) -> TokenOperations:
 
 
 def placement(janus: Any) -> Hashable:
-    """Where the weights that decode stand and which adapters are on: while it is equal, a decoder stays valid."""
+    """Where the decoding weights are and which adapters are on: while this is equal, a decoder stays valid."""
     trunk: Any = janus.model.language_model
     addresses = tuple(_addresses((trunk, janus.lm_head, janus.model.generation_head)))
     return (addresses, tuple(_adapter_states(trunk)), _generation_side(janus))
 
 
 def _generation_side(janus: Any) -> Hashable:
-    """Where the weights behind the image tokens' embeddings stand, and how often they were written."""
+    """Where the weights behind the image tokens' embeddings are, and how often they were written."""
     return tuple(
         (parameter.data_ptr(), parameter.dtype, parameter._version)
         for part in (janus.model.generation_embeddings, janus.model.generation_aligner)

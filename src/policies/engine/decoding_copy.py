@@ -1,4 +1,4 @@
-"""A network's trained weights once more, whole and in the dtype of the products: what decodes where masters do not.
+"""A second copy of a network's trained weights, whole and in the dtype of the products, for decoding.
 
 Needed where the trained weights are cut over ranks (FSDP2), and where they are float32 masters of bf16 products:
 decoding reads every weight for every token, and bf16 is half the bytes. Its addresses never change
@@ -36,9 +36,9 @@ class DecodingCopy:
 
     @torch.no_grad()
     def fill(self, weights: Mapping[str, Tensor]) -> None:
-        """Make the copy what `weights`, cut or whole, are now; memory for one parameter on top. All ranks at once."""
+        """Update the copy from `weights`, sharded or whole; needs memory for one more parameter. All ranks at once."""
         for name, target in self.parameters.items():
-            # Rounded before it is gathered: half of what is sent.
+            # Rounding before gathering halves what is sent.
             target.copy_(whole(weights[name].detach().to(target.dtype)))
 
 
@@ -54,7 +54,7 @@ def decoding_copy(network: nn.Module, names: Iterable[str], dtype: torch.dtype |
 
 
 def round_frozen(module: nn.Module, dtype: torch.dtype) -> None:
-    """Frozen parameters in `dtype`, in place: who shares them sees it."""
+    """Frozen parameters in `dtype`, in place: other users of them see the change."""
     for parameter in module.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

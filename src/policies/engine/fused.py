@@ -1,11 +1,11 @@
-"""The linear layers of a decode step: one product for those that read the same input, LoRA beside it.
+"""The linear layers of a decode step: one product for those that read the same input, with LoRA applied separately.
 
 Three forms of the same weights:
 
 - **in place** (bf16, or on a GPU): the trained tensors themselves, at their addresses. The weights of a group
   (query, key, value; gate, up) become rows of one storage, and each module's parameter a view of its rows: one
-  product, no second copy, and what an optimiser writes is read by the next step. The adapter stays beside the
-  weights; merging in bf16 would round small updates away.
+  product, no second copy, and what an optimiser writes is read by the next step. The adapter stays separate; merging
+  in bf16 would round small updates away.
 - **merged**: a copy at one moment, the adapter added (float32 on a CPU, where a copy is cheap and fewer
   operations count most).
 - **separate**: in place without the grouping.
@@ -25,7 +25,7 @@ Form = Literal["in_place", "merged", "separate"]
 
 
 def merges(dtype: torch.dtype, device: torch.device, told: bool | None) -> bool:
-    """Whether weights are decoded merged: as told, or, where nothing is told, in float32 on a CPU."""
+    """Whether weights are decoded merged: as set, or by default in float32 on a CPU."""
     return dtype == torch.float32 and device.type == "cpu" if told is None else told
 
 
@@ -59,7 +59,7 @@ def in_one_storage(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _rows_of_one(parameters: Sequence[Tensor]) -> Tensor | None:
-    """The matrices as one view, if they lie behind each other in one storage already."""
+    """The matrices as one view, if they are already consecutive in one storage."""
     first = parameters[0].data
     offset = first.storage_offset()
     for parameter in parameters:
@@ -91,7 +91,7 @@ class Projection:
         form: see this file's head.
 
     Raises:
-        ValueError: for a LoRA variant other than the plain one (DoRA, ...), whose update is no pair of products.
+        ValueError: for a LoRA variant other than the plain one (DoRA, ...), whose update is not a pair of products.
     """
 
     def __init__(self, modules: Sequence[Any], adapter: bool, form: Form) -> None:

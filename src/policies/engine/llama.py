@@ -1,4 +1,4 @@
-"""A Llama trunk without a graph: contexts read once where they begin alike, one token at a time over a static cache.
+"""A Llama trunk without a graph: contexts' shared beginnings are read once, then token by token over a static cache.
 
 transformers' `LlamaModel` stays the trained module and the oracle of the tests. This file reads its weights (see
 `src.policies.engine.fused` for the forms) to decode with far fewer operations a token. `step` reads everything that
@@ -88,7 +88,7 @@ class LlamaTrunk:
         self._rotary = model.rotary_emb
         if (kind := self._rotary.rope_type) in ("dynamic", "longrope"):
             raise ValueError(f"rope_type {kind!r}: the angles of a token change with the sequence's length")
-        # (cos, sin) by position. Replaced by longer ones, never freed: what was captured reads the old ones.
+        # (cos, sin) by position. Replaced by longer ones, never freed: captures read the old ones.
         self._tables = [(self.embedding[:0], self.embedding[:0])]
         with torch.no_grad():
             self.layers = [self._layer(layer, adapter, form) for layer in model.layers]
@@ -111,7 +111,7 @@ class LlamaTrunk:
 
     @property
     def cache_shape(self) -> CacheShape:
-        """What a row and place of this trunk's cache holds."""
+        """The size of a row and position of this trunk's cache."""
         like = self.embedding
         return CacheShape(len(self.layers), self.kv_heads, self.head_dim, like.dtype, like.device)
 
@@ -224,7 +224,7 @@ class LlamaTrunk:
         if self._sliced:
             state.reach = width
         elif self._operations.reads_whole_cache:
-            # What earlier rollouts left there, were it NaN, would reach the sum through a weight of 0.
+            # A NaN left there by an earlier rollout would reach the sum through a weight of 0.
             state.keys[:, :, :, width:] = 0
             state.values[:, :, :, width:] = 0
         state.first.copy_(width - prefix.mask.sum(1)[prefix.inverse])

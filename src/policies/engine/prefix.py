@@ -1,4 +1,4 @@
-"""Contexts that begin alike: which rows are read in full, which only their last token, which not at all."""
+"""Contexts with a common beginning: which rows are read in full, which only at their last token, which not at all."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Sharing:
 
 
 def share(ids: Tensor, mask: Tensor, enabled: bool = True) -> Sharing:
-    """Find what rows of a context have in common.
+    """Find what the rows of a context have in common.
 
     Equal rows (the prompt of a group) are one. A row whose all but last tokens another, longer one begins with (the
-    guidance branch: begin-of-sequence, pads, begin-of-image, of different lengths) is that one's guest. Which rows
-    are neighbours decides what is computed once, never what is computed.
+    guidance branch: begin-of-sequence, pads, begin-of-image, of different lengths) is that one's guest. The other
+    rows decide only what is shared, not the result.
     """
     if not enabled:
         rows = torch.arange(len(ids), device=ids.device)

@@ -1,4 +1,4 @@
-"""Copies of trained weights, and lending them to a model for a while."""
+"""Copies of trained weights, and swapping them into a model temporarily."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Non
 
 @contextmanager
 def lent(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """`values` stand in the parameters inside the block; afterwards the parameters are what they were, exactly."""
+    """The parameters hold `values` inside the block; afterwards they are exactly as before."""
     own = copy_of(parameters)
     write(parameters, values)
     try:
