@@ -11,5 +11,5 @@ FACTORIES = (
     "src.rewards.experts.shapes_judge.ShapesJudge",
     "src.rewards.experts.vlm_judge.VLMJudge",
 )
-# Settings of an expert that may have a `_target_` of their own, and the only one they may have.
+# The settings of an expert that may have a `_target_`, and the only one allowed for each.
 NESTED = {"sizes": "src.rewards.vision.clip_layout.ClipSizes"}

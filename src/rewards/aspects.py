@@ -9,15 +9,15 @@ from src.values import PromptRecord
 Aspect = Literal["object", "numeracy", "spatial"]
 
 # The released training set's task types that are about the objects and their attributes. Some of its
-# "complex" prompts carry a relation beside them; the released scores do not use it.
+# "complex" prompts also have a relation; the released scores do not use it.
 OBJECT_TASKS = frozenset({"color", "shape", "texture", "non", "complex", "object"})
 
 
 def aspect_of(record: PromptRecord) -> Aspect:
     """Which of the three a prompt is scored for: its relation, its counts, or else just its objects.
 
-    A relation goes before counts. A record of one of the released object tasks is about its objects,
-    whatever else it carries.
+    A relation takes precedence over counts. A record of a released object task is about its objects, whatever else it
+    has.
     """
     if record.task_type in OBJECT_TASKS:
         return "object"
@@ -27,7 +27,7 @@ def aspect_of(record: PromptRecord) -> Aspect:
 
 
 def objects_of(record: PromptRecord) -> tuple[str, ...]:
-    """The objects that a detector has to look for, each once: the nouns, then what only the metadata names."""
+    """The objects that a detector must look for, each once: the nouns, then those named only in the metadata."""
     named = list(record.nouns)
     aspect = aspect_of(record)
     if aspect == "spatial" and record.spatial is not None:

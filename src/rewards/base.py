@@ -1,8 +1,8 @@
 """The contract of a reward expert.
 
-An expert scores images against what is known of their prompts. Its core is one function, `score`; the
-class around it is a torchmetrics Metric, so that means over a validation run (several batches, several
-ranks) need no code of their own. Training reads per-image scores, the metric state serves the logs.
+An expert scores images against the records of their prompts. Its core is one function, `score`; the class around it
+is a torchmetrics Metric, so means over a validation run (several batches, several ranks) need no extra code. Training
+reads per-image scores; the metric state is for the logs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from src.values import PromptRecord
 
 # A score may leave its declared range by rounding (a cosine of 1 + 1e-7), never by more.
 RANGE_TOLERANCE = 1e-5
-# Half a level of an 8-bit picture: what rounding of the decoder may add, and no other scale stays within.
+# Half a level of an 8-bit picture: allows for rounding in the decoder, and is too little for any other scale.
 PIXEL_TOLERANCE = 0.5 / 255
 Scores = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
 
 class RewardError(RuntimeError):
-    """An expert failed or gave something that is no score; names the expert and the prompt."""
+    """An expert failed or returned an invalid score; names the expert and the prompt."""
 
     def __init__(self, expert: str, problem: str, prompt: str | None = None) -> None:
         self.expert, self.problem, self.prompt = expert, problem, prompt
@@ -39,7 +39,7 @@ class RewardError(RuntimeError):
 
 
 class WrongInput(RewardError, ValueError):
-    """What an expert is given to score is not pictures in [0, 1] with their records; says what is wrong."""
+    """The input is not pictures in [0, 1] with their records; says what is wrong."""
 
 
 class RewardExpert(Metric):
@@ -47,8 +47,8 @@ class RewardExpert(Metric):
 
     Class attributes: `name` is the expert's name in reports and configs; `score_range` the inclusive
     bounds of every score (an instance may know narrower ones); `higher_is_better` its direction (where it
-    is False an ensemble subtracts the score). `needs` says, where `applicable` is not always true, what a record must
-    hold for it, as the fields of a prompt file are called.
+    is False an ensemble subtracts the score). If `applicable` is not always true, `needs` names the fields of a
+    prompt file that a record must have for it.
 
     `score` must be a function of each row alone: batched scoring equals scoring one by one, the same
     input gives the same scores. The contract tests in tests/rewards hold every expert to this.
@@ -71,11 +71,11 @@ class RewardExpert(Metric):
         self.add_state("score_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def applicable(self, record: PromptRecord) -> bool:
-        """Whether the expert has anything to say about images of this prompt; a property of the prompt alone."""
+        """Whether the expert can judge images of this prompt; a property of the prompt alone."""
         return True
 
     def check(self, record: PromptRecord) -> None:
-        """Raise ValueError where the record's metadata has a form the expert cannot read; asked before a run begins."""
+        """Raise ValueError if the expert cannot read the record's metadata; called before a run starts."""
 
     @abstractmethod
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Scores:
@@ -93,9 +93,9 @@ class RewardExpert(Metric):
     def update(self, pixels: Tensor, records: Sequence[PromptRecord], scores: Tensor | None = None) -> None:
         """Add a batch to the running mean.
 
-        pixels (N, 3, H, W), N records. Where the scores (A,) of the A applicable rows are known already
-        they are taken and the expert does not look again. Raises WrongInput for what is not pictures in [0, 1] with
-        their records, RewardError for what is not a score.
+        pixels (N, 3, H, W), N records. If the scores (A,) of the A applicable rows are given, they are used and the
+        expert does not score again. Raises WrongInput unless the input is pictures in [0, 1] with their records,
+        RewardError for invalid scores.
         """
         if scores is None:
             check_pictures(pixels, records, self.name)
@@ -119,7 +119,7 @@ def applicable_rows(expert: RewardExpert, records: Sequence[PromptRecord]) -> li
 
 
 def split_scores(result: Scores) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """What `score` returned as scores and details."""
+    """The result of `score` as scores and details."""
     return result if isinstance(result, tuple) else (result, {})
 
 

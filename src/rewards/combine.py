@@ -1,7 +1,7 @@
 """From the experts' scores to one reward: pure functions of (signed scores, applicable, weights).
 
-All take signed scores (N, E) float32 (higher is better, normalised or not; whatever stands where an expert does
-not apply is never read), applicable (N, E) bool and weights (E,) float32 >= 0, and return totals (N,) float32. An
+All take signed scores (N, E) float32 (higher is better, normalised or not; values where an expert does not apply are
+never read), applicable (N, E) bool and weights (E,) float32 >= 0, and return totals (N,) float32. An
 expert of weight 0 is a monitor: it never enters a total. A row that no expert with a weight applies to is NaN.
 """
 
@@ -51,10 +51,10 @@ COMBINE: dict[str, Combine] = {
 
 
 def check_domain(combine: str, weights: Mapping[str, float], ranges: Ranges, normalise: Mapping[str, str]) -> None:
-    """Raise ValueError, naming the expert, where `combine` has no meaning for scores like these.
+    """Raise ValueError, naming the expert, if `combine` is not defined for such scores.
 
     weights, signed ranges and normalisation of every expert, by name. The product needs scores >= 0 in their own
-    units. The minimum compares scores with each other: all in their own units or all normalised alike, and
+    units. The minimum compares scores with each other: all in their own units or all normalised the same way, and
     weights cannot scale them.
     """
     trained = [name for name, weight in weights.items() if weight > 0]

@@ -1,4 +1,4 @@
-"""Experts that have nothing to say about the prompts they are given: told before the first step, not never."""
+"""Finds experts that apply to none of the prompts, and reports them before the first step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from src.values import PromptRecord
 
 
 def silent_experts(rewards: RewardEnsemble, prompts: Mapping[str, Sequence[PromptRecord]]) -> dict[str, str]:
-    """By name, the experts of this process that apply to none of some prompts, each with a sentence for the user.
+    """The experts of this process that apply to none of some prompts, by name, each with a message for the user.
 
-    prompts: by what they are called, as in {"training": ..., "test": ...}. Served experts are known by what they score
-    only.
+    prompts: by name, as in {"training": ..., "test": ...}. Served experts are known only by what they score.
     """
     told = {}
     for name, expert in rewards.experts_here.items():
@@ -29,7 +28,7 @@ def silent_experts(rewards: RewardEnsemble, prompts: Mapping[str, Sequence[Promp
 def check_covered(rewards: RewardEnsemble, records: Sequence[PromptRecord]) -> None:
     """Raise ValueError where no expert with a weight applies to any of the records.
 
-    Not where some of them are served: those say what they apply to when they score.
+    Not if some of them are served: those report what they apply to only with their scores.
     """
     here = {name: expert for name, expert in rewards.experts_here.items() if name not in rewards.monitors}
     elsewhere = set(rewards.names) - set(rewards.experts_here) - set(rewards.monitors)

@@ -1,4 +1,4 @@
-"""Several reward experts as one reward, every score checked before anything is trained on it.
+"""Several reward experts as one reward; every score is checked before training uses it.
 
 The ensemble is a plain object, not an ``nn.Module``: an attribute that holds it registers nothing, so the
 experts' weights never reach a module's state dict, parameters or checkpoints.
@@ -21,7 +21,7 @@ from src.rewards.normalise import NORMALISATIONS, RunningStatistics, Scale, by_g
 from src.values import PromptRecord, RewardReport
 
 ON_ERROR = ("raise", "drop")
-# (first row, number of rows, what the expert says of them)
+# (first row, number of rows, the expert's answer for them)
 Answer = tuple[int, int, ExpertScores | RewardError]
 # This rank's tensor -> every rank's, in the order of ranks.
 Gather = Callable[[Tensor], list[Tensor]]
@@ -40,7 +40,7 @@ class RewardEnsemble:
     order: of a report's columns. truncate: how experts see pixels (`eight_bit`). Raises ValueError for a choice that
     cannot work.
 
-    `seconds` holds what each expert took in the last call, `problems` the first failure of each that failed.
+    `seconds` has the time of each expert in the last call, `problems` the first failure of each that failed.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RewardEnsemble:
 
     @property
     def monitors(self) -> tuple[str, ...]:
-        """The experts that are only watched."""
+        """The experts that are only monitored."""
         return tuple(name for name in self.names if not self.weights[name])
 
     @property
@@ -114,9 +114,10 @@ class RewardEnsemble:
         is the combination of the scores as they are (`normalised` makes the one that trains); the report's tensors are
         on the device of `pixels`, and a score that does not apply is NaN there.
 
-        Where an expert fails under "drop" it leaves the whole group. Without groups its image has no total: it would
-        not be comparable with the others. What is no score (NaN, out of range, a wrong shape) is a failure like any
-        other. Raises RewardError, naming expert and prompt, where an expert fails under "raise" and, unless
+        An expert that fails under "drop" is left out for the whole group. Without groups its image has no total,
+        since it would not be comparable with the others. An invalid score (NaN, out of range, a wrong shape) is a
+        failure like any other. Raises RewardError, naming expert and prompt, where an expert fails under "raise" and,
+        unless
         `every_prompt` is False, where no expert with a weight applies to a prompt; WrongInput, whatever `on_error`
         says, for pixels of another shape, type or scale.
         """
@@ -138,7 +139,7 @@ class RewardEnsemble:
                 self.seconds[name] += answer.seconds
                 for key, value in answer.details.items():
                     mine.setdefault(key, torch.full((len(records),), float("nan")))[rows] = value
-            # A name that is taken gets its expert's before it.
+            # A name already in use gets the expert's name as a prefix.
             details |= {f"{name}/{key}" if key in details else key: value for key, value in mine.items()}
         applicable = ~scores.isnan()
         weights = self._weights()
@@ -157,7 +158,7 @@ class RewardEnsemble:
         """The scales of one step by its own prompts' scores; running statistics take them in first.
 
         report: of this rank. gather: gives every rank's tensor; it is called if an expert is normalised over more
-        than its group, by all ranks alike. Once a step: a resumed run then has the same statistics again.
+        than its group, by all ranks. Call it once per step, so that a resumed run has the same statistics.
         """
         columns = [column for column, name in enumerate(self.names) if self.normalise[name] in ("batch", "running")]
         if not columns:
@@ -196,13 +197,13 @@ class RewardEnsemble:
             source.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The running statistics: what a resumed run needs to normalise as the undisturbed one does."""
+        """The running statistics, which a resumed run needs to normalise like an undisturbed one."""
         return {name: statistics.state_dict() for name, statistics in self.running.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         for name, statistics in self.running.items():
-            if name in state:  # else the expert is new in a run that goes on with other settings
+            if name in state:  # otherwise the expert is new, in a run resumed with other settings
                 statistics.load_state_dict(state[name])
 
     def _signs(self) -> Tensor:
@@ -212,7 +213,7 @@ class RewardEnsemble:
         return torch.tensor([self.weights[name] for name in self.names])
 
     def _answers(self, pixels: Tensor, records: Sequence[PromptRecord], group_size: int) -> dict[str, list[Answer]]:
-        """What each expert says, of all images at once or group by group.
+        """Each expert's answer, for all images at once or group by group.
 
         Under "drop" an expert that fails is asked again group by group, to lose as few as possible.
         """
@@ -248,8 +249,8 @@ def report_metrics(report: RewardReport, group_size: int | None = None) -> dict[
     """A report as figures for the logs: ``total/mean``, ``total/std`` (of the raw reward) and, of each expert, mean,
     std and share of images it applies to (``judge/mean`` ...), each detail's mean under its own name.
 
-    With `group_size` also ``judge/group_std``: the mean deviation within a group, 0 for an expert that tells no
-    rollouts of a prompt apart. ``judge/failed`` is the share of images it failed on, where there are any.
+    With `group_size` also ``judge/group_std``: the mean deviation within a group, 0 for an expert that scores all
+    rollouts of a prompt the same. ``judge/failed`` is the share of images it failed on, where there are any.
     Standard deviations are those of the population; figures that nothing applies to are left out.
     """
     figures = {"total": report.raw[report.judged]}
@@ -277,7 +278,7 @@ def report_metrics(report: RewardReport, group_size: int | None = None) -> dict[
 
 
 def _checked_weights(names: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
-    """A weight for each of `names`; raises ValueError for one that is unknown or no weight, and if all are 0."""
+    """A weight for each of `names`; raises ValueError for an unknown or invalid one, and if all are 0."""
     for name, weight in weights.items():
         if name not in names:
             raise ValueError(f"rewards.weights.{name}: no such expert; there are {', '.join(names)}")
@@ -313,7 +314,7 @@ def _checked_normalisation(names: Sequence[str], normalise: str | Mapping[str, s
 
 
 def _check_every_prompt_is_judged(judged: Tensor, records: Sequence[PromptRecord]) -> None:
-    """Raise RewardError for an image without any score to train on: its total would be made up."""
+    """Raise RewardError for an image without any score to train on, since it would have no total."""
     unjudged = (~judged.any(dim=1)).nonzero()
     if unjudged.numel():
         record = records[int(unjudged[0])]

@@ -1,4 +1,4 @@
-"""What experts say of pictures as plain entries, for files and pages."""
+"""Experts' scores of pictures as plain entries, for files and pages."""
 
 from __future__ import annotations
 

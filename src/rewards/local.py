@@ -1,4 +1,4 @@
-"""Experts at work: what an ensemble asks, wherever its experts are, and the experts of this very process."""
+"""The interface between an ensemble and its experts, and the experts of this process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ExpertFacts:
 
 @dataclass(frozen=True, slots=True)
 class ExpertScores:
-    """What one expert says of some of N images: rows (A of them) and, for each, score (A,) and details (A,) float32.
+    """One expert's answer for some of N images: rows (A of them) and, for each, score (A,) and details (A,) float32.
 
     On the CPU, checked. seconds: what it took.
     """
@@ -57,19 +57,19 @@ class ExpertScores:
     seconds: float = 0.0
 
 
-# An expert that failed is an error in its place: whether that ends the run is the ensemble's to say.
+# A failed expert has an error in place of scores; the ensemble decides whether that ends the run.
 Answers = Mapping[str, ExpertScores | RewardError]
 
 
 class Experts(Protocol):
-    """One or several experts that are asked together."""
+    """One or several experts that are called together."""
 
     @property
     def facts(self) -> Mapping[str, ExpertFacts]:
         """The experts by name."""
 
     def score(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str]) -> Answers:
-        """What the experts `names` say; pixels (N, 3, H, W) float32 in [0, 1], N records."""
+        """The answers of the experts `names`; pixels (N, 3, H, W) float32 in [0, 1], N records."""
 
     def to(self, device: torch.device | str) -> object:
         """Make `device` the training device."""
@@ -120,9 +120,9 @@ class LocalExperts:
 
     @torch.no_grad()
     def score(self, pixels: Tensor, records: Sequence[PromptRecord], names: Sequence[str]) -> Answers:
-        """Ask the experts one after the other; scores are checked and added to the means.
+        """Call the experts one after the other; scores are checked and added to the means.
 
-        Raises WrongInput for what is not pictures in [0, 1] with their records: no expert can be asked then.
+        Raises WrongInput unless the input is pictures in [0, 1] with their records.
         """
         check_pictures(pixels, records)
         return {name: self._score(name, pixels, records) for name in names}

@@ -1,4 +1,4 @@
-"""Each expert's scores on a scale of their own, before they are combined.
+"""Normalises each expert's scores before they are combined.
 
 ``none``: as they are. ``group``: over the rollouts of one prompt, the first half of GDPO (arXiv 2601.05242, which
 then sums the experts and divides the sums by the batch's deviation: that half is an algorithm's,

@@ -1,1 +1,1 @@
-"""One judge a file."""
+"""One judge per file."""

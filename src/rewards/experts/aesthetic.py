@@ -84,8 +84,8 @@ def load_tower(name: str, weights: Path, width: int, dtype: torch.dtype) -> Any:
 
     if not re.fullmatch(r"\w+(\.\w+)?", name):  # timm also takes hf-hub:OWNER/NAME and local-dir:PATH
         raise ValueError(f"tower={name}: expected the name of one of timm's own models; tower_path has the weights")
-    # Told of another number of outputs than it is asked for, timm would draw the head at random. The weights are read
-    # here: timm 1.0.20 unpickles a file that is not safetensors, whatever is in it.
+    # With a different number of outputs timm would initialise the head at random. The weights are read here: timm
+    # 1.0.20 unpickles a file that is not safetensors, whatever is in it.
     overlay = {"state_dict": read_tower(weights), "num_classes": width}
     try:
         tower = timm.create_model(name, pretrained=True, num_classes=width, pretrained_cfg_overlay=overlay)
@@ -98,7 +98,7 @@ def read_tower(file: Path) -> dict[str, Tensor]:
     """The weights in a safetensors file or a checkpoint of tensors, by name.
 
     Raises:
-        WeightsMismatch: if the file is damaged or holds anything else.
+        WeightsMismatch: if the file is damaged or has other content.
     """
     if file.suffix != ".safetensors":
         content = read_checkpoint(file)
@@ -115,7 +115,7 @@ def collapse(layers: Mapping[str, Tensor], source: Path) -> tuple[Tensor, Tensor
     layers: ``layers.N.weight`` (out, in) and ``layers.N.bias`` (out,) of the released file.
 
     Raises:
-        WeightsMismatch: if the layers are others than the released ones.
+        WeightsMismatch: if the layers differ from the released ones.
     """
     expected = {f"layers.{place}.{kind}" for place in LAYERS for kind in ("weight", "bias")}
     check_fit(source, expected - layers.keys(), layers.keys() - expected)

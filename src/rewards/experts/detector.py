@@ -1,4 +1,4 @@
-"""GroundingDINO as a reward expert: are the objects there, as many as asked, and where they should be?"""
+"""GroundingDINO as a reward expert: are the objects there, in the right number and place?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from src.rewards.vision.weights import as_dtype, load_complete
 from src.text.user_text import as_words
 from src.values import ObjectCount, PromptRecord
 
-# What an object is worth that is there in the wrong number.
+# The score of an object that is there in the wrong number.
 WRONG_COUNT = 0.2
 
 
@@ -60,7 +60,7 @@ def numeracy_score(
 class Detector(FrozenModelExpert):
     """Looks for the prompt's objects with GroundingDINO and scores, in [0, 1], higher is better:
 
-    - a relation: 0.2 for each of its two objects that is found and, when both are, half of how well they stand
+    - a relation: 0.2 for each of its two objects that is found and, when both are, half of their position score
       (`spatial.spatial_score`; at most 0.9);
     - counts: mean over the counted objects of 1 (right number after NMS), 0.2 (wrong number), 0 (absent);
     - otherwise: the fraction of nouns found.
@@ -70,11 +70,11 @@ class Detector(FrozenModelExpert):
     "noun1 . noun2 .", is above `box_threshold` for at least one of the network's boxes. Details:
     ``detector_spatial``, ``detector_numeracy``, ``detector_object``, each NaN for images of the other kinds.
 
-    The scores of the released code (T2I-R1, arXiv 2505.00703) with its faults mended. `faithful` brings all of
-    these back: "above" and "on top of" never score a position (such prompts end at 0.4); "next to", "near"
+    The scores of the released code (T2I-R1, arXiv 2505.00703) with its errors fixed. `faithful` restores all of
+    these: "above" and "on top of" never score a position (such prompts end at 0.4); "next to", "near"
     and "on side of" always score it in full; NMS before counting reads centre-size boxes as corners; nouns of
-    three and more words are never found; a relation of an object to its like is 0; without nouns the score is 1
-    instead of not applicable; a noun given twice stands in the caption twice; only nouns are looked for.
+    three and more words are never found; a relation between objects of the same name is 0; without nouns the score is 1
+    instead of not applicable; a noun given twice is in the caption twice; only nouns are looked for.
 
     A network in less than float32 computes its attention relative to the largest logit of the whole batch, so
     that the last bits of a row depend on its neighbours; in float32 they agree to about 1e-6.
@@ -158,14 +158,14 @@ class Detector(FrozenModelExpert):
 
     @contextmanager
     def _blaming(self, record: PromptRecord) -> Iterator[None]:
-        """Tell a ValueError as one about this record, not about the batch it is in."""
+        """Report a ValueError as one about this record, not about its batch."""
         try:
             yield
         except ValueError as error:
             raise RewardError(self.name, str(error), record.prompt) from error
 
     def caption(self, record: PromptRecord) -> Caption:
-        """What the network is asked for, one phrase an object.
+        """The phrases given to the network, one per object.
 
         Raises ValueError for a caption that is longer than the network reads.
         """
@@ -188,7 +188,7 @@ class Detector(FrozenModelExpert):
     def detect(self, pixels: Tensor, captions: Sequence[Caption]) -> list[dict[str, Detections]]:
         """The boxes of every phrase on each of N images (N, 3, H, W), each with its own caption; on the CPU.
 
-        Raises ValueError where the network gives NaN: it would pass for an object that is not there.
+        Raises ValueError if the network returns NaN, which would otherwise count as an absent object.
         """
         logits, boxes = (part.cpu() for part in self.look(pixels, captions))
         if logits.isnan().any() or boxes.isnan().any():
@@ -199,7 +199,7 @@ class Detector(FrozenModelExpert):
         ]
 
     def look(self, pixels: Tensor, captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
-        """What the network says of N images (N, 3, H, W) in [0, 1], each with its own caption.
+        """The network's output for N images (N, 3, H, W) in [0, 1], each with its own caption.
 
         Returns the logits (N, Q, T) of Q queries against the caption's tokens, -inf past its end, and the
         queries' boxes (N, Q, 4), centre-size; both float32.

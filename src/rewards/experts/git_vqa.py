@@ -1,4 +1,4 @@
-"""GIT, fine-tuned to answer questions about pictures, as a reward expert: is what is described to be seen?"""
+"""GIT, fine-tuned to answer questions about pictures, as a reward expert: does the picture show what is described?"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GitVqa(FrozenModelExpert):
         path: a GIT directory in transformers' format; None: `repository` from the hub or its cache.
         repository: where the weights are published.
         dtype: of the network: float32, bfloat16 or float16.
-        batch_size: images a forward; each is encoded once, however many questions it has.
+        batch_size: images per forward pass; each is encoded once, however many questions it has.
         faithful: score as released.
     """
 
@@ -81,7 +81,7 @@ class GitVqa(FrozenModelExpert):
         return scores
 
     def ask(self, pixels: Tensor, questions: Sequence[Sequence[str]]) -> Tensor:
-        """How much the answer to an image's questions is yes, on average: (N,) float32 in [0, 1].
+        """The mean probability of "yes" over an image's questions: (N,) float32 in [0, 1].
 
         pixels (N, 3, H, W) in [0, 1]; questions: one and more for each image.
         """

@@ -81,7 +81,7 @@ class HPS(FrozenModelExpert):
         return F.normalize(embedded.float(), dim=1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors (P, D) float32; padding stands after the end of text, where nothing looks at it."""
+        """Unit vectors (P, D) float32; padding comes after the end of text, where nothing attends to it."""
         words = as_words(self.tokenizer, prompts)
         cut = self.tokenizer(words, truncation=True, max_length=self.sizes.context_length).input_ids
         ids = pad_sequence([torch.tensor(row) for row in cut], batch_first=True, padding_value=self.sizes.end_of_text)

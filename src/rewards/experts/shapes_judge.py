@@ -21,8 +21,8 @@ class ShapesJudge(RewardExpert):
 
     score = (1 - bonus) * mean of the applicable aspects + bonus * all_correct, in [0, 1]. The aspects
     (`src.shapes.judge`) make it dense; the bonus keeps the picture that is right in everything well above
-    one that is nearly right, so that no aspect is worth giving up for another. Which world is drawn
-    (`src.shapes.worlds`) the size of the pictures says.
+    one that is nearly right, so that no aspect is worth giving up for another. The size of the pictures decides which
+    world is drawn (`src.shapes.worlds`).
 
     Args:
         bonus: weight of all_correct, in [0, 1].
@@ -48,7 +48,7 @@ class ShapesJudge(RewardExpert):
         return bool(completed(record).scene.get("objects"))
 
     def check(self, record: PromptRecord) -> None:
-        """Raise ValueError for a scene that no world can read; which one is drawn is not known before its pictures."""
+        """Raise ValueError for a scene that no world can read; the world is known only from the pictures."""
         if not record.scene.get("objects"):
             return
         problems = []
@@ -63,7 +63,7 @@ class ShapesJudge(RewardExpert):
     def score(self, pixels: Tensor, records: Sequence[PromptRecord]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores (N,) float32 of pixels (N, 3, H, H) in [0, 1]; details: all_correct and every aspect.
 
-        Raises ValueError for pictures of no world's size, or for objects that their world cannot draw.
+        Raises ValueError for pictures that fit no world, or for objects that their world cannot draw.
         """
         world = world_of(pixels)
         judgement = judge(pixels, [completed(record, world) for record in records], world)

@@ -1,4 +1,4 @@
-"""Any image-text model of transformers as a judge: how sure it is that the answer to a question is yes."""
+"""Any image-text model of transformers as a judge: the probability that it answers yes to a question."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class VLMJudge(FrozenModelExpert):
     every prompt. This is VQAScore (Lin et al., 2404.01291), with its question, where P(no) is all the rest.
     Model, processor and chat template are the directory's own. Which tokens count: `src.rewards.vision.yes_no`.
 
-    Rows whose questions have the same number of tokens are run together; nothing is ever padded, so no
-    model's way with padding enters a score.
+    Rows whose questions have the same number of tokens are run together; nothing is padded, so a model's handling of
+    padding cannot affect a score.
 
     Args:
         path: directory of the model in transformers' format; None: `repository`.
-        question: what is asked, with {prompt} where the prompt goes.
-        system: a system message before it; None: what the chat template does by itself.
+        question: the question, with {prompt} in place of the prompt.
+        system: a system message before it; None: the chat template's own.
         temperature: divides the logits, > 0; below 1 it makes scores more extreme.
         dtype: of the weights and the computation: float32, bfloat16 or float16.
         batch_size: images the model sees at once.
@@ -85,7 +85,7 @@ class VLMJudge(FrozenModelExpert):
 
     def score_batch(self, pixels: Tensor, records: Sequence[PromptRecord]) -> Tensor:
         """P(yes) (N,) float32."""
-        # The texts are rendered already: what the processor gets as a template is a text and nothing else.
+        # The texts are already rendered: the template given to the processor is plain text.
         inputs = self.processor.apply_chat_template(
             [
                 [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
@@ -101,7 +101,7 @@ class VLMJudge(FrozenModelExpert):
         return yes_probability(logits[:, -1], self.tokens, self.temperature)
 
     def texts(self, records: Sequence[PromptRecord]) -> list[str]:
-        """What stands before each answer, the image's place included; a prompt in it is words, whatever it spells."""
+        """The text before each answer, including the image's place; a prompt in it is read as words."""
 
         def fill(prompt: str) -> str:
             return self.asked.fill({"question": self.question.replace(PLACE, prompt)})
