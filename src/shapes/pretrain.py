@@ -176,7 +176,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
-    """RECIPE.json beside the checkpoint."""
+    """RECIPE.json next to the checkpoint."""
     (folder / "RECIPE.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Train, validation and test prompts of the drawn world, disjoint by combination.
 
 A combination is what a correct picture must show (`Requirement.combination`), so two wordings, or two
-kinds of prompt, that ask for the same picture always lie in the same split. Splits are a pure function
+kinds of prompt, that ask for the same picture are always in the same split. Splits are a pure function
 of the world: no seed chooses them.
 
     python -m src.shapes.splits --out DIRECTORY        writes train.jsonl, validation.jsonl, test.jsonl
@@ -58,7 +58,7 @@ QUOTAS: Mapping[str, Mapping[str, Mapping[str, int]]] = {
     },
 }
 
-#: How often each training prompt of a form stands in train.jsonl: forms with few combinations would hardly be met.
+#: How often each training prompt of a form is in train.jsonl: forms with few combinations would otherwise be rare.
 REPEATS: Mapping[str, Mapping[str, int]] = {
     "small": {"one": 5, "count": 3, "every_colour_but": 4, "every_shape_but": 5},
     "large": {"one": 6, "count": 2, "every_colour_but": 3, "every_shape_but": 6},

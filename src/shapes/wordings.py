@@ -68,8 +68,8 @@ class Form(ABC):
     def misreading(self, params: Params) -> Requirement:
         """What the fixed wrong reading shows instead.
 
-        It keeps apart what the words keep apart: were two read as three and three as two, each half of the
-        time, the model would be left without any trace of the number.
+        It must not mix up two words completely: if two were read as three and three as two, each half of the time,
+        the model would lose all trace of the number.
         """
 
 

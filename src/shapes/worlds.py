@@ -1,9 +1,9 @@
-"""What can be drawn: the colours, shapes and places of a world of coloured shapes on a grid.
+"""The colours, shapes and places of a world of coloured shapes on a grid.
 
 A picture is a square grid of cells; each cell is empty or holds one object drawn from a fixed bitmap on a plain
 background. `SMALL` is the world of the embedded checkpoint, for a laptop's CPU; `LARGE` the same with more cells, more
 pixels and more kinds of object, for a card. Everything else of the drawn world (prompts, plans, judge, tokens,
-recipe) is made from a `World` and takes `SMALL` unless it is told otherwise.
+recipe) is made from a `World`, by default `SMALL`.
 """
 
 from __future__ import annotations

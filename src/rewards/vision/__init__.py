@@ -1,1 +1,1 @@
-"""What the judges share: checkpoints, layouts of their networks, preprocessing, boxes."""
+"""Shared by the judges: checkpoints, layouts of their networks, preprocessing, boxes."""

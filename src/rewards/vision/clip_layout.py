@@ -1,7 +1,7 @@
 """A CLIP's weights by open_clip's names (2103.00020's), loaded into transformers' CLIPModel.
 
-The two hold the same tensors, save that open_clip keeps query, key and value of a layer in one matrix and its
-projections transposed. Their activation is the exact GELU here; OpenAI's own weights use another one.
+The two have the same tensors, but open_clip keeps query, key and value of a layer in one matrix and its projections
+transposed. Their activation is the exact GELU here; OpenAI's own weights use another one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from src.rewards.vision.weights import WeightsMismatch, check_shapes, load_exact
 
 @dataclass(frozen=True, slots=True)
 class ClipSizes:
-    """What open_clip's model config says of a CLIP; a checkpoint does not name the heads.
+    """The sizes in open_clip's model config of a CLIP; a checkpoint does not give the number of heads.
 
     The end-of-text token is the last of the vocabulary, the start-of-text token the one before.
     """
@@ -83,7 +83,7 @@ _LAYER_PARTS = {
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of open_clip's CLIP by the names of transformers' CLIPModel.
 
-    A name that is not a CLIP's is kept as it is, so that loading lists it as left over.
+    A name that does not belong to a CLIP is kept unchanged, so that loading lists it as left over.
     """
     return {name: value for key, tensor in state.items() for name, value in _renamed(key, tensor)}
 
@@ -100,7 +100,7 @@ def load_clip(file: Path, sizes: ClipSizes, dtype: torch.dtype) -> Any:
     if not isinstance(content.get("state_dict"), Mapping):
         raise WeightsMismatch(f"{file}: no 'state_dict' in it; expected an open_clip training checkpoint")
     state, config = to_transformers(content["state_dict"]), clip_config(sizes)
-    # Another model's file is refused before a billion missing weights are drawn at random.
+    # Refuse another model's file before a billion missing weights are initialised at random.
     with torch.device("meta"):
         check_shapes(file, state, {name: value.shape for name, value in CLIPModel(config).state_dict().items()})
     return load_exactly(CLIPModel, config, state, dtype, file)

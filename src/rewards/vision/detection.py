@@ -33,8 +33,8 @@ def build_caption(phrases: Sequence[str], tokenize: Callable[[str], list[int]], 
     """The caption of some phrases.
 
     tokenize: text -> ids without special tokens; marks: the ids of [CLS], "." and [SEP]. A BERT tokenizer
-    splits at blanks and full stops, so the phrases' tokens are those of the whole caption, and where they stand
-    is known by construction: "dog" and "hot dog", or a phrase given twice, cannot be mixed up.
+    splits at blanks and full stops, so the phrases' tokens are those of the whole caption, and their positions are
+    known by construction: "dog" and "hot dog", or a phrase given twice, cannot be confused.
 
     Raises ValueError for a phrase that has no tokens.
     """
@@ -75,7 +75,7 @@ NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0))
 
 
 def phrase_probabilities(logits: Tensor, spans: Sequence[Span]) -> Tensor:
-    """How sure a detector is that a query shows a phrase: the mean probability over the phrase's tokens.
+    """A detector's confidence that a query shows a phrase: the mean probability over the phrase's tokens.
 
     logits (Q, T): of Q queries against the T tokens of the caption. Returns (P, Q) float32 in [0, 1].
     """
@@ -86,7 +86,7 @@ def phrase_probabilities(logits: Tensor, spans: Sequence[Span]) -> Tensor:
 def detections_by_phrase(caption: Caption, logits: Tensor, boxes: Tensor, threshold: float) -> dict[str, Detections]:
     """The boxes of every phrase whose probability is above `threshold`; one query may serve several phrases.
 
-    logits (Q, T), boxes (Q, 4) centre-size. A phrase that stands in the caption twice has the boxes of both places.
+    logits (Q, T), boxes (Q, 4) centre-size. A phrase that is in the caption twice has the boxes of both places.
     """
     found: dict[str, Detections] = {}
     for phrase, probability in zip(caption.phrases, phrase_probabilities(logits, caption.spans), strict=True):
@@ -121,7 +121,7 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
     boxes (K, 4) corners, scores (K,). A box goes where its IoU with a kept, more confident one is above
     `threshold`; of equally confident ones the earlier counts as more confident. In plain torch: torchvision's
-    operator is not there beside a CPU build of torch.
+    operator is missing with a CPU build of torch.
     """
     order = scores.argsort(descending=True, stable=True)
     overlap = iou(boxes[order, None], boxes[None, order]) > threshold

@@ -1,4 +1,4 @@
-"""Experts whose judge is a frozen model: the model kept out of the metric, batches, devices, precision."""
+"""Experts whose judge is a frozen model: keeps the model out of the metric; batches, devices, precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from src.values import PromptRecord
 
 @dataclass(frozen=True)
 class _Held:
-    """A model that is no submodule: ``nn.Module`` registers modules, and nothing else, that it is given."""
+    """Hides a model from ``nn.Module``, which would register it as a submodule."""
 
     model: Any
 
@@ -24,14 +24,14 @@ class _Held:
 class FrozenModelExpert(RewardExpert):
     """An expert around a frozen model; subclasses load it and write `score_batch`.
 
-    The model follows the expert from device to device but is none of its submodules: its weights enter
-    neither the expert's state dict nor a checkpoint. It is in evaluation mode, without gradients, and runs
+    The model follows the expert from device to device but is not one of its submodules: its weights enter neither the
+    expert's state dict nor a checkpoint. It is in evaluation mode, without gradients, and runs
     in the precision of its own weights, whatever autocast the caller is in. Pickled, an expert is its
     arguments and the metric's state: the copy reads the weights from their files again.
 
     Args:
-        load: gives the ``nn.Module``; called when the settings are known to be fine.
-        batch_size: images the model sees at once, >= 1; of memory and speed only.
+        load: returns the ``nn.Module``; called after the settings are checked.
+        batch_size: images the model sees at once, >= 1; affects only memory and speed.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]

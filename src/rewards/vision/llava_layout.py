@@ -22,7 +22,7 @@ SIGLIP_SO400M = {
     "image_size": 384,
     "patch_size": 14,
 }
-# What the code below takes for granted, and how the published config.json says it.
+# Assumptions of the code below, as the published config.json states them.
 _EXPECTED = {
     "mm_vision_tower": re.compile(r".*siglip-so400m-patch14-384"),
     "mm_projector_type": re.compile(r"mlp2x_gelu"),
@@ -55,8 +55,8 @@ _RULES = (
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """LLaVA-NeXT's state dict by the names of the published llava-hf checkpoints.
 
-    Rotary tables that old code saved are left out (they follow from the config). A name that is none of
-    LLaVA's is kept as it is, so that loading lists it as left over.
+    Rotary tables that old code saved are left out (they follow from the config). A name that does not belong to LLaVA
+    is kept unchanged, so that loading lists it as left over.
     """
     return {_renamed(key): tensor for key, tensor in state.items() if not key.endswith(".rotary_emb.inv_freq")}
 
@@ -87,7 +87,7 @@ def llava_config(file: Path, vision: Mapping[str, int]) -> Any:
     vision: sizes of the vision tower, which that file only names, by the names of SiglipVisionConfig.
 
     Raises:
-        WeightsMismatch: naming the key that says it is another kind of model.
+        WeightsMismatch: naming the key that shows it is another kind of model.
     """
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 

@@ -1,4 +1,4 @@
-"""The directory of a published transformers model, checked to be of the kind that is wanted."""
+"""Finds the directory of a published transformers model and checks its kind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from src.rewards.vision.weights import MODEL_FILES, WeightsMismatch
 def find_pretrained(kind: str, path: str | Path | None, repository: str | None) -> Path:
     """The directory `path`, or without one the snapshot of `repository`, of a model whose model_type is `kind`.
 
-    transformers reads the config of another kind too, and leaves what it does not find there as initialised.
+    transformers also reads the config of another kind, and leaves missing parts at their initial values.
 
     Raises:
-        WeightsNotFound: if the directory is not to be had.
-        WeightsMismatch: if it is of another kind of model, or of none.
+        WeightsNotFound: if the directory cannot be found.
+        WeightsMismatch: if it is not a model of this kind.
     """
     folder = find_directory("path", path, repository, MODEL_FILES)
     config = folder / "config.json"

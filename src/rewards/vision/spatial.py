@@ -1,7 +1,7 @@
-"""Where two detected objects stand to each other: all localities of the T2I-R1 training set.
+"""The relative position of two detected objects: all localities of the T2I-R1 training set.
 
 The formulas are the released code's (2505.00703), which took them from T2I-CompBench's 2D spatial metric
-(2307.06350), with its faults mended.
+(2307.06350), with its errors fixed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ UNMATCHED_IN_RELEASE = ("above", "on top of")
 
 # T2I-CompBench calls objects near within 150 pixels, on pictures of 512; boxes here are in units of the image.
 NEAR_DISTANCE = 150 / 512
-# Boxes that overlap by less are beside each other in full.
+# Boxes that overlap by less score in full.
 OVERLAP = 0.1
-# What one found object is worth; both and a perfect position give 0.9.
+# The score of one found object; both and a perfect position give 0.9.
 FOUND = 0.2
 
 
 def relation_of(locality: str) -> Relation:
-    """What a locality means; raises ValueError for one that is none of the twelve."""
+    """The meaning of a locality; raises ValueError for one that is not one of the twelve."""
     if locality not in LOCALITIES:
         raise ValueError(f"locality {locality!r}: unknown; known are {', '.join(LOCALITIES)}")
     return LOCALITIES[locality]
@@ -51,7 +51,7 @@ def relation_of(locality: str) -> Relation:
 def position_score(
     locality: str, first: Tensor, second: Tensor, near_distance: float = NEAR_DISTANCE, faithful: bool = False
 ) -> float:
-    """How well `first` stands at `locality` of `second`, in [0, 1]; boxes (4,) as corners.
+    """How well `first` is at `locality` of `second`, in [0, 1]; boxes (4,) as corners.
 
     With d the distance from centre to centre along the relation's axis:
 
@@ -61,7 +61,7 @@ def position_score(
       near_distance / distance.
 
     faithful: as released: "above" and "on top of" give 0, nearness (150 against distances below 1) always 1.
-    Raises ValueError for a locality that is none of the twelve.
+    Raises ValueError for a locality that is not one of the twelve.
     """
     relation = relation_of(locality)
     if faithful and locality in UNMATCHED_IN_RELEASE:
@@ -86,7 +86,7 @@ def spatial_score(
 ) -> float:
     """0.2 for each object that is found and, when both are, half of their position score: in [0, 0.9].
 
-    Of each object the most confident box counts. A relation of an object to another of its kind ("a cat next
+    Of each object the most confident box counts. A relation between two objects of the same name ("a cat next
     to a cat") is between the two most confident boxes that NMS leaves, in the better order; the released code
     fails there and gives 0, and so does `faithful`. Raises ValueError for an unknown locality.
     """

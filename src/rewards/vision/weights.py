@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a model directory of the hub is needed for; others of the same weights, for other libraries, are not fetched.
+# The files needed from a model directory of the hub; copies for other libraries are not fetched.
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class WeightsMismatch(ValueError):
-    """Weights that are not what an expert needs; names the file and what does not fit."""
+    """Weights that do not fit an expert; names the file and the difference."""
 
 
 def as_dtype(name: str) -> torch.dtype:
@@ -29,7 +29,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """What ``torch.save`` wrote to `file`: tensors in plain containers, on the CPU; no code in it is run.
 
     Raises:
-        WeightsMismatch: if the file is damaged, no checkpoint, or holds anything else.
+        WeightsMismatch: if the file is damaged, not a checkpoint, or has other content.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -64,7 +64,7 @@ def load_complete(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A transformers model of class `kind` from its directory, in `dtype`.
 
     Raises:
-        WeightsMismatch: naming the weights that are missing, which transformers alone would draw at random.
+        WeightsMismatch: naming the missing weights, which transformers would initialise at random.
     """
     model, report = kind.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True

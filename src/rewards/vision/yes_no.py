@@ -1,4 +1,4 @@
-"""How sure a language model is of "yes": from the logits of its first answer token to a probability."""
+"""The probability of "yes" from the logits of a language model's first answer token."""
 
 from __future__ import annotations
 
