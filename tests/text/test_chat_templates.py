@@ -26,7 +26,7 @@ LOOPS = "{% for i in range(100000) %}{% for j in range(100000) %}WITH{% endfor %
     ("template", "problem"),
     [
         (LOOPS.replace("WITH", ""), "was stopped: it runs for more than 5 seconds"),
-        (LOOPS.replace("WITH", "spam"), "writes more than 100000 letters"),
+        (LOOPS.replace("WITH", "spam"), "writes more than 100000 characters"),
         ("{{ 'a' * 10**10 }}", "too much memory|was stopped"),
         ("{{ '%10000000000d' % 1 }}", "too much memory|was stopped"),
         ("{{ messages[0]['content'] | center(10**10) }}", "too much memory|was stopped"),
