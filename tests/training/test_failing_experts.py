@@ -112,7 +112,7 @@ def test_an_evaluation_leaves_out_what_lost_an_expert() -> None:
     means = result.means()
     assert means["reward"] == pytest.approx(sum(whole) / 2)
     assert means["green"] == pytest.approx(sum(sample.scores["green"] for sample in result.samples) / 4)
-    with pytest.raises(RewardError, match=r"'fails_for': none of 1 images could be judged: .*no room"):
+    with pytest.raises(RewardError, match=r"'fails_for': not one of 1 images could be judged: .*no room"):
         evaluated(ensemble(), records[1:2])
 
 
@@ -194,7 +194,7 @@ def test_an_evaluation_nobody_can_judge_ends_the_run(tmp_path: Path, capsys: pyt
     world = write_world(tmp_path / "world")
     code = train(world, tmp_path / "run", **settings(**{"+rewards.experts.red.word": "triangle"}))
     assert code == 1
-    assert "none of 3 images could be judged" in capsys.readouterr().err
+    assert "not one of 3 images could be judged" in capsys.readouterr().err
 
 
 @pytest.mark.slow
