@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from kernels import BackendUnavailable, Operations, operations
 from src import algorithms
-from src.algorithms.kl import needs_reference, needs_reference_logits
 from src.config.allowed_targets import check_part, factory
 from src.config.errors import UserError
 from src.config.masking import MASK, masked_keys
+from src.config.schema import typed
 from src.policies.base import EngineSettings, HasEngine, Policy, RecomputesActivations, RefreshableReference
 from src.rewards.base import RewardError, RewardExpert
 from src.rewards.coverage import check_covered
@@ -26,13 +25,9 @@ from src.rewards.ensemble import RewardEnsemble
 from src.rewards.local import OFFLOAD, LocalExperts
 from src.rewards.remote import RemoteExperts, RemoteSettings, is_loopback
 from src.rollout.levels import RolloutSettings
-from src.training.collect import CollectSettings
-from src.training.entropy_control import EntropySettings
 from src.training.held_out import EvaluationSettings
 from src.training.memory import StepCut
-from src.training.module import BiCoTModule, OptimSettings
-from src.training.update import UpdateSettings
-from src.values import Sampling
+from src.training.module import BiCoTModule
 
 TOKEN_VARIABLE, SHORTEST_TOKEN = "BICOT_REWARDS_TOKEN", 16
 
@@ -271,73 +266,17 @@ def engine_settings(config: DictConfig) -> EngineSettings:
     graph = None if rollout.graph == "auto" else rollout.graph
     if graph and device(config).type != "cuda":
         raise UserError("rollout.graph=true: CUDA graphs need a GPU, this run is on the CPU; set it to auto or false")
-    return EngineSettings(kernels=kernels, graph=graph, **plain(rollout.engine))
-
-
-def rollout_settings(config: DictConfig) -> RolloutSettings:
-    """How both levels are sampled."""
-    rollout = config.rollout
-    return RolloutSettings(
-        plan=Sampling(rollout.plan.temperature, top_k=rollout.plan.top_k, top_p=rollout.plan.top_p),
-        image=Sampling(rollout.image.temperature, rollout.guidance_scale, rollout.image.top_k, rollout.image.top_p),
-        max_plan_tokens=rollout.max_plan_tokens,
-        max_rows=rollout.max_rows,
-    )
+    return EngineSettings(kernels=kernels, graph=graph)
 
 
 def evaluation_settings(config: DictConfig) -> EvaluationSettings:
     """How evaluations sample: as training does, with their own seed."""
     return EvaluationSettings(
-        rollout_settings(config),
+        RolloutSettings.of(config.rollout),
         config.evaluation.seed,
         config.evaluation.samples_per_prompt,
         config.evaluation.batch_size,
     )
-
-
-def collect_settings(config: DictConfig) -> CollectSettings:
-    """How prompts become experience."""
-    variant = config.algorithm
-    return CollectSettings(
-        config.run.seed,
-        config.rollout.group_size,
-        rollout_settings(config),
-        variant.logp == "guided",
-        reference=needs_reference(variant.beta),
-        unfinished_plan_penalty=variant.unfinished_plan_penalty,
-        overlong_penalty=variant.overlong_penalty,
-        overlong_margin=variant.overlong_margin or 1,
-        penalties_on=variant.penalties_on,
-        mask_unfinished=variant.mask_unfinished,
-        level_weights=plain(variant.level_weights),
-        kl=variant.kl,
-        reward_beta=variant.beta if variant.kl_in == "reward" else 0.0,
-        max_refills=variant.max_refills if variant.dynamic_sampling else None,
-        signal_tolerance=variant.signal_tolerance,
-    )
-
-
-def update_settings(config: DictConfig) -> UpdateSettings:
-    """The constants of the loss. With the KL in the reward, the loss only measures it, from log-probs."""
-    variant, in_loss = config.algorithm, config.algorithm.kl_in == "loss"
-    return UpdateSettings(
-        variant.beta if in_loss else 0.0,
-        variant.kl if in_loss or not needs_reference_logits(variant.kl) else "k3",
-        variant.logp == "guided",
-        variant.clip_low,
-        variant.clip_high,
-        correction_cap=variant.correction_cap,
-        level_shares=None if variant.level_shares.plan is None else plain(variant.level_shares),
-    )
-
-
-def optim_settings(config: DictConfig, cut: StepCut) -> OptimSettings:
-    """The optimiser's settings, and how a step is cut."""
-    optim = plain(config.optim)
-    names = {item.name for item in fields(OptimSettings)}
-    chosen = {name: value for name, value in optim.items() if name in names}
-    cuts = {"microbatch": cut.microbatch, "split_levels": cut.split_levels}
-    return OptimSettings(**{**chosen, **cuts, "betas": tuple(optim["betas"])})
 
 
 def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble, cut: StepCut) -> BiCoTModule:
@@ -360,21 +299,7 @@ def build_module(config: DictConfig, policy: Policy, rewards: RewardEnsemble, cu
             f"algorithm.reference_refresh={variant.reference_refresh}: {type(policy).__name__} has no"
             " refresh_reference(); set it to null, or give the policy what RefreshableReference asks for"
         )
-    return BiCoTModule(
-        policy,
-        rewards,
-        build_operations(config),
-        build_algorithm(config),
-        replace(collect_settings(config), score_rows=cut.score_rows(config.rollout.group_size)),
-        update_settings(config),
-        optim_settings(config, cut),
-        variant.updates_per_rollout,
-        config.trainer.max_steps,
-        EntropySettings(
-            plain(variant.entropy_bonus), plain(variant.entropy_target), variant.entropy_step, variant.entropy_maximum
-        ),
-        variant.reference_refresh,
-    )
+    return BiCoTModule(typed(config), policy, rewards, build_operations(config), build_algorithm(config), cut)
 
 
 def _made(key: str, slot: str, node: Any, plugins: Sequence[str], **extra: Any) -> Any:

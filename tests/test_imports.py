@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 # everything below it; `src.policies.base` therefore means: the protocol, not an implementation.
 REWARDS = ("src.rewards.base", "src.rewards.ensemble")
 CONFIG, RUNS = "src.config", "src.runs"
+# The settings, each declared once: plain frozen objects, which the code takes as they are.
+SETTINGS = "src.config.schema"
 ROOMS: dict[str, tuple[str, ...]] = {
     "values": (),
     "hub": (),
@@ -26,11 +28,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "cli": (CONFIG, RUNS, "src.values", "src.data", "src.loggers.mlflow_logger", "src.training.out_of_memory"),
     "runs": (CONFIG,),
     "algorithms": ("src.values", "kernels"),
-    "policies": ("src.values", "src.hub", "src.text", "kernels"),
+    "policies": ("src.values", SETTINGS, "src.hub", "src.text", "kernels"),
     "rewards": ("src.values", "src.runs.phases", "src.hub", "src.text"),
     "data": ("src.values", "src.hub"),
     "shapes": ("src.values",),
-    "rollout": ("src.values", "src.runs.phases", "src.policies.base", "kernels"),
+    "rollout": ("src.values", SETTINGS, "src.runs.phases", "src.policies.base", "kernels"),
     "loggers": (CONFIG, RUNS),
     "geneval": (),
     "training": (

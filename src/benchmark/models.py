@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from src.config.schema import ROOT
+from src.config.schema import ROOT, LoraConfig
 from src.policies.janus import JanusPolicy
-from src.policies.lora import LoraSettings
 from src.values import TokenContext
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def random_policy(name: str, device: torch.device, dtype: torch.dtype) -> JanusP
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True, trust_remote_code=False)
     torch.manual_seed(0)
     janus = _tiny() if name == TINY else _of_size(SIZES[name], tokenizer, device, dtype)
-    return JanusPolicy(janus.to(device, dtype), tokenizer, LoraSettings()).to(device)
+    return JanusPolicy(janus.to(device, dtype), tokenizer, LoraConfig()).to(device)
 
 
 def image_contexts(policy: JanusPolicy, images: int, group_size: int, lengths: Lengths) -> TokenContext:

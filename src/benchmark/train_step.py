@@ -17,13 +17,13 @@ from src.benchmark.clock import WARM_UPS, once
 from src.benchmark.models import image_contexts, plan_contexts
 from src.benchmark.rollouts import GUIDANCE, Bench
 from src.benchmark.rows import Row, failure
+from src.config.schema import AlgorithmConfig
 from src.policies.sizes import model_sizes
 from src.rollout.decode import decode
-from src.rollout.levels import RolloutSettings
 from src.rollout.noise import group_keys, uniforms
-from src.training.collect import CollectSettings, with_reference
+from src.training.collect import with_reference
 from src.training.memory import GIB, StepCut, StepShape, choose_cut
-from src.training.update import UpdateSettings, microbatches, run_update, step_loss
+from src.training.update import microbatches, run_update, step_loss
 from src.values import IMAGE, PLAN, Experience, RewardReport, Sampling, TokenLevel
 
 BETA, CLIP, RATE = 0.01, 0.2, 1e-6
@@ -46,15 +46,8 @@ class TrainStep:
         trained = [p for p in self.bench.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE)
         self.algorithm = algorithms.load("grpo")
-        self.settings = UpdateSettings(BETA, "k3", self.guided, CLIP, CLIP)
-        self.collecting = CollectSettings(
-            0,
-            self.group_size,
-            RolloutSettings(Sampling(), Sampling(guidance_scale=GUIDANCE), self.bench.lengths.plan),
-            self.guided,
-            reference=True,
-            score_rows=self.cut.score_rows(self.group_size),
-        )
+        logp = "guided" if self.guided else "conditional"
+        self.settings = AlgorithmConfig(beta=BETA, clip_low=CLIP, clip_high=CLIP, logp=logp)
 
     @property
     def phases(self) -> dict[str, Callable[[], Any]]:
@@ -66,21 +59,22 @@ class TrainStep:
         policy, bench = self.bench.policy, self.bench
         context = plan_contexts(policy, self.number, self.group_size, bench.lengths)
         noise = uniforms(self._keys(), PLAN, bench.lengths.plan)
-        self.levels[PLAN] = decode(policy.decoder(), PLAN, context, noise, self.collecting.rollout.plan)
+        self.levels[PLAN] = decode(policy.decoder(), PLAN, context, noise, Sampling())
 
     def images(self) -> None:
         policy, bench = self.bench.policy, self.bench
         context = image_contexts(policy, self.number, self.group_size, bench.lengths)
         noise = uniforms(self._keys(), IMAGE, bench.tokens)
         unconditional = policy.unconditional(context)
-        sampling = self.collecting.rollout.image
+        sampling = Sampling(guidance_scale=GUIDANCE)
         self.levels[IMAGE] = decode(policy.decoder(), IMAGE, context, noise, sampling, unconditional=unconditional)
 
     def paint(self) -> None:
         self.bench.policy.paint(self.levels[IMAGE].ids)
 
     def reference(self) -> None:
-        self.levels = with_reference(self.bench.policy, self.operations, self.levels, self.collecting)
+        rows = self.cut.score_rows(self.group_size)
+        self.levels = with_reference(self.bench.policy, self.operations, self.levels, self.settings, rows)
 
     def update(self) -> None:
         """Forward, backward, clipping and AdamW over both levels."""

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from src.config.schema import GROUP_SCHEMAS, ROOT, Config, RemoteConfig
+from src.config.schema import GROUP_SCHEMAS, ROOT, Config, RemoteConfig, structured
 from src.config.setting import (
     BATCH,
     COUNT,
@@ -30,7 +30,7 @@ from src.config.setting import (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingConfig:
     """How pictures are drawn where no run says otherwise; configs/sampling has one file a model."""
 
@@ -44,7 +44,7 @@ class SamplingConfig:
     image_top_p: float | None = number_field(None, **TOP_P)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PaintingConfig:
     """Which model paints and how it samples, for the entry points that do."""
 
@@ -61,7 +61,7 @@ class PaintingConfig:
     plugins: list[str] = field(default_factory=list)  # packages whose code `_target_` may name; a run's do not count
 
 
-@dataclass
+@dataclass(frozen=True)
 class GenerateConfig(PaintingConfig):
     """``python -m src.generate``. `prompts` and `prompts_file` are read off the command line as they are."""
 
@@ -78,7 +78,7 @@ class GenerateConfig(PaintingConfig):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class DemoConfig(PaintingConfig):
     """``python -m src.demo``: a page on 127.0.0.1; docs/DEMO.md. temperature, guidance_scale: where it starts."""
 
@@ -90,7 +90,7 @@ class DemoConfig(PaintingConfig):
     )  # tokens between two looks at the picture; null: 16 looks a picture
 
 
-@dataclass
+@dataclass(frozen=True)
 class BenchmarkImagesConfig(PaintingConfig):
     """``python -m src.benchmark_images``: a public benchmark's images, as its own scorer reads them."""
 
@@ -103,7 +103,7 @@ class BenchmarkImagesConfig(PaintingConfig):
     out: str | None = path_field()
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScoreGenevalConfig:
     """``python -m src.score_geneval``: images in GenEval's layout, by its rules."""
 
@@ -126,7 +126,7 @@ class ScoreGenevalConfig:
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExportConfig:
     """``python -m src.export``: of `run`, or of `adapter`."""
 
@@ -150,7 +150,7 @@ class ExportConfig:
     )  # null: the run's, else MLFLOW_TRACKING_URI, else sqlite:///<runs>/mlflow.db
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluateConfig(PaintingConfig):
     """``python -m src.evaluate``: base and trained models on the same prompts and noise; docs/EVALUATION.md."""
 
@@ -174,7 +174,7 @@ class EvaluateConfig(PaintingConfig):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class CompareConfig:
     """``python -m src.compare``: runs of an MLflow experiment, of run folders, or both."""
 
@@ -190,7 +190,7 @@ class CompareConfig:
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class BenchmarkConfig:
     """``python -m src.benchmark``."""
 
@@ -209,7 +209,7 @@ class BenchmarkConfig:
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class ServeRewardsConfig:
     """``python -m src.serve_rewards``: the experts of `rewards` behind HTTP; docs/SERVING.md."""
 
@@ -233,7 +233,7 @@ class ServeRewardsConfig:
     log_level: str = "warning"
 
 
-@dataclass
+@dataclass(frozen=True)
 class UploadConfig:
     """``python -m src.upload_metrics``."""
 
@@ -277,9 +277,9 @@ def register() -> None:
     register_sources()
     store = ConfigStore.instance()
     for name, schema in ROOT_SCHEMAS.items():
-        store.store(name="schema" if name == "config" else f"{name}_schema", node=schema)
+        store.store(name="schema" if name == "config" else f"{name}_schema", node=structured(schema))
     for group, schema in GROUP_SCHEMAS.items():
-        store.store(group=group, name="schema", node=schema)
-    store.store(group="sampling", name="schema", node=SamplingConfig)
+        store.store(group=group, name="schema", node=structured(schema))
+    store.store(group="sampling", name="schema", node=structured(SamplingConfig))
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)

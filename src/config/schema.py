@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from src.config.setting import (
     BATCH,
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunConfig:
     """Where a run lives and what its noise is keyed by."""
 
@@ -45,19 +45,21 @@ class RunConfig:
     seed: int = number_field(0, **SEED)
 
 
-@dataclass
+# Of Janus's language model: what may get an adapter.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
 class LoraConfig:
-    """Adapters on the language model's projections; see `src.policies.lora.LoraSettings`."""
+    """Adapters on the language model's projections; see `src.policies.lora`."""
 
     r: int = number_field(16, ge=1, le=4096)
     alpha: float = number_field(32.0, ge=1e-3, le=1e4)
     dropout: float = number_field(0.0, ge=0, le=0, why="with dropout the first update's ratio would not be 1")
-    targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
+    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
 
 
-@dataclass
+@dataclass(frozen=True)
 class JanusConfig:
     """A Janus checkpoint, in transformers' layout or in the one it was released in."""
 
@@ -70,7 +72,7 @@ class JanusConfig:
     merge_rollout: bool | None = None  # decode with the adapter merged; null: in float32 on a CPU
 
 
-@dataclass
+@dataclass(frozen=True)
 class RemoteConfig:
     """A server of experts (``python -m src.serve_rewards``); docs/SERVING.md."""
 
@@ -85,7 +87,7 @@ class RemoteConfig:
     )  # holds the server's token; null: the environment's BICOT_REWARDS_TOKEN, if set
 
 
-@dataclass
+@dataclass(frozen=True)
 class WatchConfig:
     """When a run is warned that its reward rises while a monitor falls; docs/REWARDS.md."""
 
@@ -95,7 +97,7 @@ class WatchConfig:
     threshold: float = number_field(4.0, ge=1e-3, le=1e6)  # standard errors by which both have to move
 
 
-@dataclass
+@dataclass(frozen=True)
 class RewardsConfig:
     """Experts by the name they have in reports; weight 0 only monitors."""
 
@@ -124,7 +126,7 @@ class RewardsConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     """A folder with train / validation / test JSONL files, or one file or data set that is split by itself."""
 
@@ -142,7 +144,7 @@ class DataConfig:
     on_error: str = "raise"  # raise | skip bad lines, with a count
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelSamplingConfig:
     """How one level's tokens are drawn. Truncated rollouts are off-policy: see docs/ALGORITHMS.md."""
 
@@ -151,19 +153,7 @@ class LevelSamplingConfig:
     top_p: float | None = number_field(None, **TOP_P)  # only the most probable ones that make up this share; null: all
 
 
-@dataclass
-class EngineConfig:
-    """Switches of the rollout engine, to measure what each is worth; see `src.policies.base.EngineSettings`."""
-
-    shared_prefix: bool = True
-    fused_projections: bool = True
-    fused_step: bool = True
-    fused_sampling: bool = True
-    filled_attention: bool = True
-    reuse_cache: bool = True
-
-
-@dataclass
+@dataclass(frozen=True)
 class RolloutConfig:
     """Groups and sampling. `prompts_per_step` counts all ranks; `max_plan_tokens` the end token too."""
 
@@ -177,10 +167,9 @@ class RolloutConfig:
         None, **BATCH
     )  # rollouts decoded at once; null: what fits the GPU's free memory, on a CPU all
     graph: Any = "auto"  # replay the token step as a CUDA graph: auto (on a GPU) | true | false
-    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelWeights:
     """A factor on each level's advantages."""
 
@@ -191,7 +180,7 @@ class LevelWeights:
 _ONE_LEVEL = "to train one level only set algorithm.level_weights, the KL then stays"
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelShares:
     """Each level's weight in the loss; both or neither."""
 
@@ -199,7 +188,7 @@ class LevelShares:
     image: float | None = number_field(None, ge=1e-6, le=1e6, why=_ONE_LEVEL)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelBonus:
     """The weight of the entropy in the objective, for each level."""
 
@@ -207,7 +196,7 @@ class LevelBonus:
     image: float = number_field(0.0, **WEIGHT)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelTargets:
     """An entropy in nats a token for each level; null: none."""
 
@@ -215,7 +204,7 @@ class LevelTargets:
     image: float | None = number_field(None, ge=0, le=100)
 
 
-@dataclass
+@dataclass(frozen=True)
 class AlgorithmConfig:
     """The objective and its constants; docs/ALGORITHMS.md has the formulas and their sources."""
 
@@ -250,8 +239,34 @@ class AlgorithmConfig:
     max_refills: int = number_field(3, ge=0, le=1000)  # rounds of replacing; 0 only drops
     signal_tolerance: float = number_field(0.0, **WEIGHT)  # rewards of a group that differ by no more say nothing
 
+    @property
+    def guided(self) -> bool:
+        """Whether the image level trains the log-probs of the guided distribution."""
+        return self.logp == "guided"
 
-@dataclass
+    @property
+    def loss_beta(self) -> float:
+        """The weight of the KL in the loss."""
+        return self.beta if self.kl_in == "loss" else 0.0
+
+    @property
+    def reward_beta(self) -> float:
+        """The weight of the KL in the reward."""
+        return self.beta if self.kl_in == "reward" else 0.0
+
+    @property
+    def loss_kl(self) -> str:
+        """The KL that the update measures. The exact one in the reward leaves log-probs alone to the update."""
+        return "k3" if self.kl_in == "reward" and self.kl == "exact" else self.kl
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """`level_shares` by level, None where every token counts alike."""
+        shares = vars(self.level_shares)
+        return None if None in shares.values() else dict(shares)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW (arXiv 1711.05101), its schedule, and how a step is cut to fit into memory (docs/MEMORY.md)."""
 
@@ -273,7 +288,7 @@ class OptimConfig:
     activation_checkpointing: Any = "auto"  # auto: where a GPU cannot hold a step without | true | false
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainerConfig:
     """Passed on to Lightning's Trainer; auto picks what the machine has."""
 
@@ -286,7 +301,7 @@ class TrainerConfig:
     progress_bar: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoggerConfig:
     """MLflow, besides the run folder's metrics.csv, which is always written; Lightning's loggers bring own keys."""
 
@@ -299,7 +314,7 @@ class LoggerConfig:
     )  # seconds between samples of CPU, memory, disk, GPU; null: none
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Validation while training, and the report on the test prompts before and after it."""
 
@@ -313,7 +328,7 @@ class EvaluationConfig:
     monitor: str = "reward"  # the validation figure the best checkpoint is chosen by
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckpointConfig:
     """How often the resumable state is written; `rollouts_every` samples plans and scores into rollouts.jsonl."""
 
@@ -321,7 +336,7 @@ class CheckpointConfig:
     rollouts_every: int = number_field(10, **COUNT)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ResumeConfig:
     """What to go on from. On the command line ``resume=X`` is short for ``resume.path=X``."""
 
@@ -329,7 +344,7 @@ class ResumeConfig:
     allow_changes: bool = False  # go on with other settings than the run was made with
 
 
-@dataclass
+@dataclass(frozen=True)
 class WatchdogConfig:
     """When a run that does not go on is ended; docs/RELIABILITY.md."""
 
@@ -341,7 +356,7 @@ class WatchdogConfig:
     )  # without a sign of life from another rank; null: not watched
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -371,3 +386,24 @@ GROUP_SCHEMAS: dict[str, type] = {
     "trainer": TrainerConfig,
     "logger": LoggerConfig,
 }
+
+
+def structured(schema: type) -> DictConfig:
+    """The node of a schema, to compose a config on. OmegaConf makes a frozen dataclass's read-only; this one is not."""
+    node: DictConfig = OmegaConf.structured(schema)
+    _writable(node)
+    return node
+
+
+def _writable(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        if isinstance(inner := node._get_node(key), DictConfig) and not inner._is_none() and not inner._is_missing():
+            _writable(inner)
+
+
+def typed(config: DictConfig) -> Config:
+    """The composed config as frozen objects of the schema; a part with keys of its own is a dict."""
+    found = OmegaConf.to_object(config)
+    assert isinstance(found, Config)
+    return found

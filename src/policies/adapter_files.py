@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from src.config.schema import PROJECTIONS
 from src.policies.adapter_patterns import check_patterns
 
 NAMED = 6  # modules in a message, at most
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Modules (by their names in the transformers model) that rollout, training and reference apply adapters to.
 HONOURED = re.compile(rf"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(PROJECTIONS)})")
 # Modules that read pictures. Nothing here runs them, so an adapter on them changes nothing and has no gradient.

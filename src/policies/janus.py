@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from src.config.schema import LoraConfig
 from src.policies.base import EngineSettings
 from src.policies.checkpointing import checkpoint_layers
 from src.policies.contexts import encode_image_context, encode_plan_context, unconditional_context
@@ -18,7 +19,7 @@ from src.policies.dtensors import whole
 from src.policies.engine.decoder import DecoderKeeper, JanusDecoder, features, head
 from src.policies.engine.decoding_copy import DecodingCopy, decoding_copy, round_frozen
 from src.policies.engine.snapshot import check_names, copy_of, lent, trained_parameters, write
-from src.policies.lora import LoraSettings, adapters_off, attach_lora, load_lora
+from src.policies.lora import adapters_off, attach_lora, load_lora
 from src.policies.sharded import ShardedWeights
 from src.values import PLAN, LevelOutput, TokenContext, TokenLevel
 
@@ -45,7 +46,7 @@ class JanusPolicy(nn.Module):
         self,
         janus: JanusForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
-        lora: LoraSettings | None = None,
+        lora: LoraConfig | None = None,
         adapter: Path | None = None,
         merge_rollout: bool | None = None,
     ) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from src.config.schema import LoraConfig
 from src.hub import WeightsNotFound, find_directory
 from src.policies.adapter_files import check_adapter_directory, check_adapter_fits
 from src.policies.checkpoint import check_janus_directory, open_checkpoint
 from src.policies.janus import JanusPolicy
-from src.policies.lora import LoraSettings
 from src.policies.weight_files import CheckpointError
 
 # What is downloaded of a repository: weights, configs, tokenizer, chat templates; never code.
@@ -74,7 +74,7 @@ def load_janus(
     return JanusPolicy(
         checkpoint.model(resolve_dtype(dtype, trains_weights)),
         checkpoint.tokenizer,
-        lora=None if lora is None else LoraSettings(**lora),
+        lora=None if lora is None else LoraConfig(**lora),
         adapter=None if adapter is None else Path(adapter),
         merge_rollout=merge_rollout,
     )

@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from src.config.schema import PROJECTIONS, LoraConfig
 from src.policies.adapter_files import (
     HONOURED,
-    PROJECTIONS,
     TENSORS,
     UNUSED,
     check_adapter_directory,
@@ -28,16 +27,6 @@ if TYPE_CHECKING:
 ADAPTER_NAME = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Rank, scale (alpha / r), dropout and the projections that get an adapter (LoRA, arXiv 2106.09685)."""
-
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: Sequence[str] = PROJECTIONS
-
-
 def target_pattern(targets: Sequence[str]) -> str:
     """A pattern that hits the language model's projections only, never the vision tower's of the same name."""
     unknown = sorted(set(targets) - set(PROJECTIONS))
@@ -46,18 +35,18 @@ def target_pattern(targets: Sequence[str]) -> str:
     return rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(targets)})"
 
 
-def attach_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
+def attach_lora(model: nn.Module, settings: LoraConfig) -> PeftModel:
     """Freeze `model` and put fresh, trainable adapters (B = 0: no change yet) on its language model."""
-    from peft import LoraConfig, get_peft_model
+    import peft
 
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=target_pattern(settings.targets),
         bias="none",
     )
-    attached: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+    attached: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
     # PEFT's own layers come in training mode, with dropout: training's log-probs would not be the sampler's.
     return attached.eval()
 

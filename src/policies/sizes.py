@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from src.config.schema import PROJECTIONS
 from src.policies.engine.fused import merges
-from src.policies.lora import PROJECTIONS
 from src.values import IMAGE, PLAN
 
 if TYPE_CHECKING:

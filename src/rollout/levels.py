@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from src.config.schema import RolloutConfig
 from src.policies.base import Decoder, Policy
 from src.rollout.decode import decode
 from src.rollout.noise import RolloutKey, uniforms
@@ -26,6 +27,17 @@ class RolloutSettings:
     image: Sampling
     max_plan_tokens: int
     max_rows: int | None = None
+
+    @classmethod
+    def of(cls, rollout: RolloutConfig) -> RolloutSettings:
+        """How a run samples."""
+        plan, image = rollout.plan, rollout.image
+        return cls(
+            plan=Sampling(plan.temperature, top_k=plan.top_k, top_p=plan.top_p),
+            image=Sampling(image.temperature, rollout.guidance_scale, image.top_k, image.top_p),
+            max_plan_tokens=rollout.max_plan_tokens,
+            max_rows=rollout.max_rows,
+        )
 
 
 @dataclass(frozen=True, slots=True)

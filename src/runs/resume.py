@@ -41,7 +41,7 @@ FREE = (
     "optim.max_skipped_steps",
     "rollout.max_rows",
     "rollout.graph",
-    "rollout.engine",
+    "rollout.engine",  # in run folders of before 2026-12: switches that only a benchmark has now
     "rewards.devices",
     "rewards.remote",
     "rewards.watch",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kernels import Operations
 from src.algorithms import Algorithm, weigh_levels
-from src.algorithms.kl import needs_reference_logits
+from src.algorithms.kl import needs_reference, needs_reference_logits
+from src.config.schema import AlgorithmConfig, Config
 from src.policies.base import Policy
 from src.rewards.ensemble import RewardEnsemble, Scale
 from src.rollout.levels import Rollouts, RolloutSettings, roll_out
@@ -28,41 +29,6 @@ from src.values import PLAN, Experience, PromptBatch, PromptRecord, RewardReport
 
 class NonFiniteError(RuntimeError):
     """A reward, loss or gradient is NaN or infinite; names where and at which step."""
-
-
-@dataclass(frozen=True, slots=True)
-class CollectSettings:
-    """What collecting needs to know besides the policy and the prompts; see `AlgorithmConfig`.
-
-    guided: train the log-probs of the guided distribution (else of the conditional branch). reference: run
-    the reference at all (beta > 0). penalties_on: whether a plan's penalties count against "both" levels or
-    the "plan" alone. kl: which KL; reward_beta: its weight where it stands in the reward, else 0.
-    max_refills: rounds of dynamic sampling, None for none of it, 0 only drops groups without signal. score_rows:
-    so many rollouts at a time are scored under given weights (the reference, refreshed branches); None: all.
-    """
-
-    seed: int
-    group_size: int
-    rollout: RolloutSettings
-    guided: bool
-    reference: bool
-    unfinished_plan_penalty: float = 0.0
-    overlong_penalty: float = 0.0
-    overlong_margin: int = 1
-    penalties_on: str = "both"
-    mask_unfinished: bool = False
-    level_weights: Mapping[str, float] = field(default_factory=dict)
-    kl: str = "k3"
-    reward_beta: float = 0.0
-    max_refills: int | None = None
-    signal_tolerance: float = 0.0
-    score_rows: int | None = None
-
-    @property
-    def penalties(self) -> PlanPenalties:
-        return PlanPenalties(
-            self.rollout.max_plan_tokens, self.unfinished_plan_penalty, self.overlong_penalty, self.overlong_margin
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,45 +56,38 @@ def collect(
     operations: Operations,
     algorithm: Algorithm,
     batch: PromptBatch,
-    settings: CollectSettings,
+    config: Config,
     refills: RefillSource | None = None,
     ranks: Ranks = ALONE,
+    score_rows: int | None = None,
 ) -> Collected:
     """Roll out G times each prompt of `batch` and prepare everything the update needs. Builds no graph.
 
-    refills: where dynamic sampling takes further prompts from, needed with ``settings.max_refills``.
+    refills: where dynamic sampling takes further prompts from, needed where it is on. score_rows: so many rollouts at
+    a time are scored under given weights (the reference, refreshed branches); None: all.
 
     Options step in at three places: a plan's length costs reward (in `GroupSampler`), groups without signal give way
     to others, and before the comparison the KL may be taken off the reward.
     """
-    sample = GroupSampler(policy, rewards, settings, ranks)
-    keys = group_keys(settings.seed, "train", batch.step, batch.positions, settings.group_size)
-    first = groups = sample(batch.records, keys)
+    variant, seed, group_size = config.algorithm, config.run.seed, config.rollout.group_size
+    sample = GroupSampler(policy, rewards, config, ranks)
+    first = groups = sample(batch.records, group_keys(seed, "train", batch.step, batch.positions, group_size))
     kept: Tensor = first.report.judged
     figures: dict[str, float] = {}
-    if settings.max_refills is not None:
-        groups, kept, figures = groups_with_signal(
-            first, batch, settings.seed, settings.max_refills, settings.signal_tolerance, refills, sample
-        )
+    if variant.dynamic_sampling:
+        rounds, tolerance = variant.max_refills, variant.signal_tolerance
+        groups, kept, figures = groups_with_signal(first, batch, seed, rounds, tolerance, refills, sample)
     levels: dict[str, TokenLevel] = dict(groups.rollouts.levels)
-    if settings.reference:
-        levels = with_reference(policy, operations, levels, settings)
-    totals, penalty = level_totals(groups, settings), None
-    if settings.reward_beta:
-        levels, penalty = kl_penalty(
-            sample.decoder,
-            operations,
-            levels,
-            kl=settings.kl,
-            beta=settings.reward_beta,
-            guided=settings.guided,
-            score_rows=settings.score_rows,
-        )
+    if needs_reference(variant.beta):
+        levels = with_reference(policy, operations, levels, variant, score_rows)
+    totals, penalty = level_totals(groups, variant), None
+    if variant.reward_beta:
+        levels, penalty = kl_penalty(sample.decoder, operations, levels, variant, score_rows)
         totals = {name: total - penalty for name, total in totals.items()}
     sample.watch.lap("reference")
-    advantages = level_advantages(algorithm, totals, kept, settings, ranks)
-    levels = counted(levels, groups.rollouts.ended, kept, not settings.mask_unfinished)
-    experience = Experience(levels, advantages, groups.report, settings.group_size)
+    advantages = level_advantages(algorithm, totals, kept, config, ranks)
+    levels = counted(levels, groups.rollouts.ended, kept, not variant.mask_unfinished)
+    experience = Experience(levels, advantages, groups.report, group_size)
     figures |= sample.failures(groups.report)
     return Collected(experience, groups.rollouts, sample.watch.seconds, groups.records, first.report, figures, penalty)
 
@@ -140,28 +99,30 @@ class GroupSampler:
     however often it refills.
     """
 
-    def __init__(self, policy: Policy, rewards: RewardEnsemble, settings: CollectSettings, ranks: Ranks) -> None:
-        self.policy, self.rewards, self.settings, self.ranks = policy, rewards, settings, ranks
+    def __init__(self, policy: Policy, rewards: RewardEnsemble, config: Config, ranks: Ranks) -> None:
+        self.policy, self.rewards, self.ranks = policy, rewards, ranks
+        self.group_size, self.sampling = config.rollout.group_size, RolloutSettings.of(config.rollout)
+        self._penalties = PlanPenalties.of(config)
         self.watch, self.decoder = Stopwatch(), policy.decoder()
         self._scale: Scale | None = None
         self._failed_groups = 0
 
     def __call__(self, records: Sequence[PromptRecord], keys: Sequence[RolloutKey]) -> Groups:
         """The groups of `records`; keys: of their N rollouts."""
-        settings, rewards = self.settings, self.rewards
-        repeated = [record for record in records for _ in range(settings.group_size)]
+        rewards, group_size = self.rewards, self.group_size
+        repeated = [record for record in records for _ in range(group_size)]
         prompts = [record.prompt for record in repeated]
-        rollouts = roll_out(self.policy, self.decoder, prompts, keys, settings.rollout)
+        rollouts = roll_out(self.policy, self.decoder, prompts, keys, self.sampling)
         self.watch.lap("rollout")
-        report = rewards(rollouts.pixels, repeated, settings.group_size)
+        report = rewards(rollouts.pixels, repeated, group_size)
         self.watch.lap("reward")
         for name, seconds in rewards.seconds.items():
             self.watch.add(f"reward/{name}", seconds)
-        self._failed_groups += int(report.failed.any(1).view(-1, settings.group_size).any(1).sum())
+        self._failed_groups += int(report.failed.any(1).view(-1, group_size).any(1).sum())
         if self._scale is None:
             self._scale = rewards.scale(report, self.ranks.gather)
-        bare = rewards.normalised(report, self._scale, settings.group_size)
-        return Groups(tuple(records), rollouts, settings.penalties.apply(bare, rollouts), bare.total)
+        bare = rewards.normalised(report, self._scale, group_size)
+        return Groups(tuple(records), rollouts, self._penalties.apply(bare, rollouts), bare.total)
 
     def failures(self, report: RewardReport) -> dict[str, float]:
         """Where failing experts are dropped: of all groups scored, refills included, those that lost an expert; of
@@ -169,15 +130,19 @@ class GroupSampler:
         """
         if self.rewards.on_error != "drop":
             return {}
-        dropped = float((~report.judged).sum()) / self.settings.group_size
+        dropped = float((~report.judged).sum()) / self.group_size
         return {"rewards/failed_groups": float(self._failed_groups), "rewards/dropped_groups": dropped}
 
 
 def with_reference(
-    policy: Policy, operations: Operations, levels: Mapping[str, TokenLevel], settings: CollectSettings
+    policy: Policy,
+    operations: Operations,
+    levels: Mapping[str, TokenLevel],
+    settings: AlgorithmConfig,
+    score_rows: int | None = None,
 ) -> dict[str, TokenLevel]:
     """The levels with the reference's log-probs of their tokens, or with its whole rows for the exact KL."""
-    guided, rows = settings.guided, settings.score_rows
+    guided, rows = settings.guided, score_rows
     with policy.reference() as reference:
         if needs_reference_logits(settings.kl):
             return {
@@ -190,7 +155,7 @@ def with_reference(
         }
 
 
-def level_totals(groups: Groups, settings: CollectSettings) -> dict[str, Tensor]:
+def level_totals(groups: Groups, settings: AlgorithmConfig) -> dict[str, Tensor]:
     """What each level is rewarded with: the penalties on a plan may spare the image."""
     total = groups.report.total
     spared = groups.bare if settings.penalties_on == PLAN else total
@@ -198,12 +163,12 @@ def level_totals(groups: Groups, settings: CollectSettings) -> dict[str, Tensor]
 
 
 def level_advantages(
-    algorithm: Algorithm, totals: Mapping[str, Tensor], kept: Tensor, settings: CollectSettings, ranks: Ranks = ALONE
+    algorithm: Algorithm, totals: Mapping[str, Tensor], kept: Tensor, config: Config, ranks: Ranks = ALONE
 ) -> dict[str, Tensor]:
     """Advantages (N,) of each level, weighed; 0 for rollouts that are not `kept`."""
-    weights = {name: settings.level_weights.get(name, 1.0) for name in totals}
+    group_size, weights = config.rollout.group_size, vars(config.algorithm.level_weights)
     return {
-        name: weigh_levels(shared_advantages(algorithm, total, kept, settings.group_size, ranks), weights)[name]
+        name: weigh_levels(shared_advantages(algorithm, total, kept, group_size, ranks), weights)[name]
         for name, total in totals.items()
     }
 

@@ -4,55 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from src.algorithms.entropy import active_bonus, adapted_bonus
-
-
-@dataclass(frozen=True, slots=True)
-class EntropySettings:
-    """bonus: the first coefficient of each level, >= 0. target: in nats; None keeps the coefficient fixed.
-
-    step and maximum rule the steering; see `src.algorithms.entropy`.
-    """
-
-    bonus: Mapping[str, float] = field(default_factory=dict)
-    target: Mapping[str, float | None] = field(default_factory=dict)
-    step: float = 0.005
-    maximum: float = 0.1
+from src.config.schema import AlgorithmConfig
 
 
 class EntropyControl:
     """The coefficients now, and what moves them. Its state belongs into the checkpoint."""
 
-    def __init__(self, settings: EntropySettings) -> None:
+    def __init__(self, settings: AlgorithmConfig) -> None:
         self.settings = settings
-        self._bonus = {name: float(value) for name, value in settings.bonus.items()}
+        self._targets: Mapping[str, float | None] = vars(settings.entropy_target)
+        self._bonus = {name: float(value) for name, value in vars(settings.entropy_bonus).items()}
         self._entropy: dict[str, float] = {}
 
     @property
     def used(self) -> bool:
         """Whether there is any bonus, now or later."""
-        return any(self._bonus.values()) or any(value is not None for value in self.settings.target.values())
+        return any(self._bonus.values()) or any(value is not None for value in self._targets.values())
 
     def coefficients(self) -> dict[str, float]:
         """Each level's coefficient for this step: 0 while its entropy, as last measured, is above its target."""
         return {name: self._active(name, bonus) for name, bonus in self._bonus.items()}
 
     def _active(self, name: str, bonus: float) -> float:
-        target, entropy = self.settings.target.get(name), self._entropy.get(name)
+        target, entropy = self._targets.get(name), self._entropy.get(name)
         return bonus if target is None or entropy is None else active_bonus(bonus, entropy, target)
 
     def observe(self, entropy: Mapping[str, float]) -> None:
         """Take note of a step's mean token entropy (nats) of each level; NaN (no token counted) says nothing."""
         for name, value in entropy.items():
-            target = self.settings.target.get(name)
+            target = self._targets.get(name)
             if target is None or not math.isfinite(value):
                 continue
             self._entropy[name] = value
             self._bonus[name] = adapted_bonus(
-                self._bonus.get(name, 0.0), value, target, self.settings.step, self.settings.maximum
+                self._bonus.get(name, 0.0), value, target, self.settings.entropy_step, self.settings.entropy_maximum
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,9 +22,9 @@ class EvaluationSettings:
     """How an evaluation samples: its own seed, so that runs of different seeds are compared on the same noise."""
 
     rollout: RolloutSettings
-    seed: int = 1234
-    samples_per_prompt: int = 1
-    batch_size: int = 128
+    seed: int
+    samples_per_prompt: int
+    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)

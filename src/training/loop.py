@@ -154,7 +154,7 @@ class GroupedRolloutLoop(_ManualOptimization):
 
     def _parts(self, experience: Experience) -> list[MicroBatch]:
         module = self._module
-        longest = {PLAN: module.collecting.rollout.max_plan_tokens, IMAGE: module.policy.image_tokens}
+        longest = {PLAN: module.config.rollout.max_plan_tokens, IMAGE: module.policy.image_tokens}
         return list(
             microbatches(
                 experience,
@@ -163,16 +163,16 @@ class GroupedRolloutLoop(_ManualOptimization):
                 longest,
                 self._over_ranks,
                 self.trainer.world_size,
-                module.updating.level_shares,
+                module.variant.shares,
                 module.entropy.coefficients(),
-                module.optim.split_levels,
+                module.cut.split_levels,
             )
         )
 
     def _forward(self, part: MicroBatch) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         progress()
         loss, metrics, logps = call._call_strategy_hook(self.trainer, "training_step", part, 0)
-        if self._module.optim.split_levels and isinstance(self.trainer.strategy.model, DistributedDataParallel):
+        if self._module.cut.split_levels and isinstance(self.trainer.strategy.model, DistributedDataParallel):
             loss = loss + nothing_of(self._module)
         return loss, metrics, logps
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -13,37 +13,26 @@ from torch import Tensor
 
 from kernels import Operations
 from src.algorithms import Algorithm
+from src.config.schema import AlgorithmConfig, Config, OptimConfig
 from src.policies.base import FollowsTraining, MixedPrecision, RefreshableReference, Shardable
 from src.policies.dtensors import write_whole
 from src.rewards.ensemble import RewardEnsemble
-from src.training.collect import Collected, CollectSettings, collect
-from src.training.entropy_control import EntropyControl, EntropySettings
+from src.training.collect import Collected, collect
+from src.training.entropy_control import EntropyControl
+from src.training.memory import StepCut
 from src.training.options.dynamic_sampling import keyed_records
 from src.training.ranks import current_ranks
 from src.training.sharded import ShardedStrategy, kept_states
 from src.training.token_statistics import evaluated
-from src.training.update import Metrics, MicroBatch, UpdateSettings, step_loss
+from src.training.update import Metrics, MicroBatch, step_loss
 from src.values import IMAGE, Experience, PromptBatch, PromptRecord
 
 # What the progress bar shows, where a step has it.
 PROGRESS_METRICS = ("reward", "all_correct", "plan/kl", "image/kl", "seconds")
 
 
-@dataclass(frozen=True, slots=True)
-class OptimSettings:
-    """AdamW and its schedule, and how a step is cut into backward passes; see `OptimConfig`."""
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    final_lr_fraction: float = 0.1
-    grad_clip: float = 1.0
-    max_grad_norm: float | None = None
-    max_skipped_steps: int = 5
-    microbatch: int | None = None
-    split_levels: bool = False
+# A step in one backward pass.
+WHOLE_STEP = StepCut()
 
 
 class BiCoTModule(L.LightningModule):
@@ -55,17 +44,12 @@ class BiCoTModule(L.LightningModule):
 
     def __init__(
         self,
+        config: Config,
         policy: Any,
         rewards: RewardEnsemble,
         operations: Operations,
         algorithm: Algorithm,
-        collecting: CollectSettings,
-        updating: UpdateSettings,
-        optim: OptimSettings,
-        updates_per_rollout: int,
-        max_steps: int,
-        entropy: EntropySettings | None = None,
-        reference_refresh: int | None = None,
+        cut: StepCut = WHOLE_STEP,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -75,19 +59,29 @@ class BiCoTModule(L.LightningModule):
         self.rewards = rewards
         self.operations = operations
         self.algorithm = algorithm
-        self.collecting = collecting
-        self.updating = updating
-        self.optim = optim
+        self.config = config
+        self.cut = cut
         # Rollouts a backward pass; the loop halves it where memory runs out.
-        self.microbatch = optim.microbatch
-        self.updates_per_rollout = updates_per_rollout
-        self.max_steps = max_steps
-        self.entropy = EntropyControl(entropy or EntropySettings())
-        self.reference_refresh = reference_refresh
+        self.microbatch = cut.microbatch
+        self.score_rows = cut.score_rows(config.rollout.group_size)
+        self.updates_per_rollout: int = config.algorithm.updates_per_rollout
+        self.max_steps: int = config.trainer.max_steps
+        self.entropy = EntropyControl(config.algorithm)
         self.collected: Collected | None = None
         self.step_metrics: dict[str, float] = {}
         self._sharded = False
         self._configured = False
+
+    @property
+    def variant(self) -> AlgorithmConfig:
+        """The settings of the objective."""
+        settings: AlgorithmConfig = self.config.algorithm
+        return settings
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The settings of the optimiser."""
+        return self.config.optim
 
     def configure_model(self) -> None:
         """Cut the trained weights over the ranks, where the strategy asks for it; else have float32 masters of bf16
@@ -128,23 +122,24 @@ class BiCoTModule(L.LightningModule):
             self.operations,
             self.algorithm,
             batch,
-            self.collecting,
+            self.config,
             self.refill_prompts,
             current_ranks(),
+            self.score_rows,
         )
         return self.collected
 
     def refill_prompts(self, step: int, attempt: int, positions: Sequence[int]) -> Sequence[PromptRecord]:
         """Further training prompts for dynamic sampling, from the trainer's data module."""
         records: Sequence[PromptRecord] = self.trainer.datamodule.train_records  # type: ignore[attr-defined]
-        return keyed_records(records, self.collecting.seed, step, attempt, positions)
+        return keyed_records(records, self.config.run.seed, step, attempt, positions)
 
     def refresh_reference(self, step: int) -> bool:
         """At optimiser step `step`, after a prompt batch: take today's weights as the reference if it is time.
 
         Several updates on one batch move the step by more than one. Returns whether it was done.
         """
-        every = self.reference_refresh
+        every = self.variant.reference_refresh
         if every is None or step // every == (step - self.updates_per_rollout) // every:
             return False
         self.policy.refresh_reference()
@@ -152,22 +147,20 @@ class BiCoTModule(L.LightningModule):
 
     def training_step(self, batch: MicroBatch, batch_idx: int = 0) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         """Loss of one microbatch; see `step_loss`."""
-        return step_loss(self.policy(batch.levels), batch, self.operations, self.algorithm, self.updating)
+        return step_loss(self.policy(batch.levels), batch, self.operations, self.algorithm, self.variant)
 
     def refreshed(self, experience: Experience) -> Experience:
         """The experience with the guidance branch's features under the weights as they are now."""
         level = experience.levels[IMAGE]
-        if not self.updating.guided or level.unconditional is None:
+        if not self.variant.guided or level.unconditional is None:
             return experience
-        rows = self.collecting.score_rows
-        features = evaluated(self.policy.decoder(), IMAGE, level.unconditional, level.ids, rows)
+        features = evaluated(self.policy.decoder(), IMAGE, level.unconditional, level.ids, self.score_rows)
         return replace(experience, levels={**experience.levels, IMAGE: replace(level, unconditional_features=features)})
 
     def configure_optimizers(self) -> dict[str, Any]:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.optim.lr, betas=self.optim.betas, weight_decay=self.optim.weight_decay
-        )
+        trained, optim = [parameter for parameter in self.parameters() if parameter.requires_grad], self.optim
+        first, second = optim.betas
+        optimizer = torch.optim.AdamW(trained, lr=optim.lr, betas=(first, second), weight_decay=optim.weight_decay)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)}
 
     def lr_factor(self, step: int) -> float:
@@ -188,7 +181,7 @@ class BiCoTModule(L.LightningModule):
             checkpoint["entropy_control"] = self.entropy.state_dict()
         if self.rewards.running:
             checkpoint["rewards"] = self.rewards.state_dict()
-        if self.reference_refresh is not None:
+        if self.variant.reference_refresh is not None:
             assert isinstance(self.policy, RefreshableReference)
             checkpoint["reference"] = self.policy.reference_state()
 

@@ -94,7 +94,7 @@ def give_up_cache(policy: Any, processes: int) -> bool:
     policy.release_cache()
     warnings.warn(
         "out of memory in the update: from here on each rollout makes its cache anew and gives it back"
-        " (set rollout.max_rows lower to keep it, or rollout.engine.reuse_cache=false to start with this)",
+        " (a lower rollout.max_rows keeps it)",
         RuntimeWarning,
         stacklevel=2,
     )

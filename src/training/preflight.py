@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from src import build
+from src.algorithms.kl import needs_reference
 from src.config.errors import UserError
 from src.policies.base import Policy
 from src.policies.janus import JanusPolicy
@@ -108,7 +109,7 @@ def step_shape(
     """What one process computes in a step of this run."""
     rollout, variant = config.rollout, config.algorithm
     contexts = longest_contexts(policy, [record.prompt for record in data.train_records], rollout.max_plan_tokens)
-    reference = build.collect_settings(config).reference
+    reference = needs_reference(variant.beta)
     strategy = trainer.strategy
     evaluated = max(len(data.validation_records), len(data.test_records)) * config.evaluation.samples_per_prompt
     return StepShape(

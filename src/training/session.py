@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from src import build
+from src.algorithms.kl import needs_reference
 from src.cli.closed_output import watched_output
 from src.config.errors import UserError
 from src.loggers.build import build_loggers, log_parameters
@@ -116,7 +117,7 @@ class Session:
         if trainer.is_global_zero:
             write_run_config(folder.config, facts.config)
         log_parameters(loggers, facts)
-        note = reference_note(config, module.collecting.reference)
+        note = reference_note(config, needs_reference(config.algorithm.beta))
         if note is not None and checkpoint is None:
             say(note)
         watchdog = Watchdog(config.watchdog.seconds, folder.what_is_left)

@@ -28,29 +28,13 @@ from src.algorithms import (
     token_weights,
 )
 from src.algorithms.correction import truncated_importance
+from src.config.schema import AlgorithmConfig
 from src.training.token_statistics import has_reference, head_arguments, level_statistics, sampled_logp
 from src.values import Experience, LevelOutput, LossOutput, TokenLevel
 
 # A metric that stands only where a level's loss is not finite.
 NOT_FINITE = "loss_not_finite"
 Metrics = dict[str, dict[str, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateSettings:
-    """Constants of the objective; see `AlgorithmConfig`.
-
-    beta weighs the KL in the loss (0 where it stands in the reward). entropy: measure it for the logs.
-    """
-
-    beta: float
-    kl: str
-    guided: bool
-    clip_low: float
-    clip_high: float
-    entropy: bool = True
-    correction_cap: float | None = None
-    level_shares: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +113,7 @@ def step_loss(
     batch: MicroBatch,
     operations: Operations,
     algorithm: Algorithm,
-    settings: UpdateSettings,
+    settings: AlgorithmConfig,
 ) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
     """The microbatch's share of the loss, metrics that add up by level, and each level's detached log-probs."""
     loss: Tensor | None = None
@@ -145,8 +129,8 @@ def step_loss(
                 outputs[name],
                 level,
                 settings.guided,
-                kl=settings.kl,
-                entropy=settings.entropy or bonus,
+                kl=settings.loss_kl,
+                entropy=True,
                 entropy_grad=bonus,
             )
             part = level_loss(name, level, statistics, batch, algorithm, settings)
@@ -157,7 +141,7 @@ def step_loss(
     return loss * batch.scale, metrics, logps
 
 
-def in_one_pass(operations: Operations, algorithm: Algorithm, level: TokenLevel, settings: UpdateSettings) -> bool:
+def in_one_pass(operations: Operations, algorithm: Algorithm, level: TokenLevel, settings: AlgorithmConfig) -> bool:
     """Whether the gradient comes out of the forward pass, as soon as a token's row is known; else by autograd.
 
     A correction before the first update is a function of this very pass's log-probs: not known beforehand.
@@ -173,7 +157,7 @@ def one_pass_loss(
     batch: MicroBatch,
     operations: Operations,
     algorithm: Algorithm,
-    settings: UpdateSettings,
+    settings: AlgorithmConfig,
 ) -> tuple[TokenStatistics, LossOutput]:
     """As :func:`level_loss`, the gradient with respect to the features out of the forward pass."""
     assert algorithm.closed_form is not None
@@ -183,10 +167,9 @@ def one_pass_loss(
         algorithm.closed_form,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
-        beta=settings.beta if referred else 0.0,
-        kl=settings.kl if referred else None,
+        beta=settings.loss_beta if referred else 0.0,
+        kl=settings.loss_kl if referred else None,
         entropy_bonus=bonus,
-        entropy=settings.entropy or bonus > 0,
     )
     correction = None
     if level.old_logp is not None:
@@ -210,7 +193,7 @@ def level_loss(
     statistics: TokenStatistics,
     batch: MicroBatch,
     algorithm: Algorithm,
-    settings: UpdateSettings,
+    settings: AlgorithmConfig,
 ) -> LossOutput:
     """One level's part of the loss; one that is not finite is marked in its metrics, for all ranks to skip the step."""
     sampled = sampled_logp(name, level, settings.guided)
@@ -228,7 +211,7 @@ def level_loss(
         normaliser=batch.normaliser if batch.normalisers is None else batch.normalisers[name],
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
-        beta=settings.beta if statistics.kl is not None else 0.0,
+        beta=settings.loss_beta if statistics.kl is not None else 0.0,
         entropy_bonus=batch.entropy_bonus.get(name, 0.0),
     )
     if not torch.isfinite(output.loss):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.build import build_policy, engine_settings, rollout_settings
+from src.build import build_policy, engine_settings
 from src.cli.compose import compose
 from src.config.checks import CHECKS, validate
 from src.config.commands import ROOT_SCHEMAS
 from src.config.errors import UserError
-from src.config.schema import CONFIGS, ROOT, EngineConfig
+from src.config.schema import CONFIGS, ROOT
 from src.policies.base import EngineSettings
+from src.rollout.levels import RolloutSettings
 from src.values import Sampling
 
 TRAINING_GROUPS = ("model", "rewards", "data", "algorithm", "trainer", "logger", "experiment")
@@ -49,24 +49,19 @@ def test_the_main_job_is_what_the_design_says() -> None:
 
 def test_each_level_is_sampled_as_its_keys_say() -> None:
     keys = ["guidance_scale=3", "plan.temperature=0.5", "plan.top_k=7", "image.top_k=40", "image.top_p=0.9"]
-    settings = rollout_settings(compose([f"rollout.{key}" for key in keys]))
+    settings = RolloutSettings.of(compose([f"rollout.{key}" for key in keys]).rollout)
     assert settings.plan == Sampling(0.5, top_k=7)
     assert settings.image == Sampling(1.0, 3.0, top_k=40, top_p=0.9)
-    untouched = rollout_settings(compose([]))
+    untouched = RolloutSettings.of(compose([]).rollout)
     assert (untouched.plan, untouched.image) == (Sampling(), Sampling(1.0, 5.0))
 
 
 def test_the_engine_follows_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each key of rollout.engine reaches the setting of its name, and the policy that is built."""
+    """`kernels` and `rollout.graph` reach the engine's settings, and the policy that is built."""
     assert engine_settings(compose(["experiment=bicot_lora"])) == EngineSettings()
-    switches = [item.name for item in fields(EngineConfig)]
-    assert set(switches) == {item.name for item in fields(EngineSettings)} - {"kernels", "graph"}
-    for switch in switches:
-        settings = engine_settings(compose([f"rollout.engine.{switch}=false", "kernels=torch", "rollout.graph=false"]))
-        assert settings == replace(EngineSettings(kernels="torch", graph=False), **{switch: False})
-    config = compose(["experiment=bicot_lora", "rollout.engine.shared_prefix=false", "rollout.max_rows=5"])
-    assert build_policy(config).engine == EngineSettings(shared_prefix=False)
-    assert rollout_settings(config).max_rows == 5
+    config = compose(["experiment=bicot_lora", "kernels=torch", "rollout.graph=false", "rollout.max_rows=5"])
+    assert build_policy(config).engine == EngineSettings(kernels="torch", graph=False)
+    assert RolloutSettings.of(config.rollout).max_rows == 5
     with pytest.raises(UserError, match=r"rollout\.graph=true: CUDA graphs need a GPU"):
         engine_settings(compose(["rollout.graph=true", "trainer.accelerator=cpu"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

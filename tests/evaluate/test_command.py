@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from src.data.splits import read_prompt_file
 from src.evaluate import command as evaluate
 from src.evaluate.samples import STREAM
+from src.rollout.levels import RolloutSettings
 from src.shapes.judge import judge
 from tests.conftest import ROOT
 from tests.tiny_run import full_run, lora_run, run_config
@@ -113,7 +114,7 @@ def test_the_trained_models_have_the_figures_of_their_policies_loaded_alone(comp
         keys = [RolloutKey(config.evaluation.seed, STREAM, 0, index, 0) for index in range(4)]
         with torch.no_grad():
             rolled = roll_out(
-                policy, policy.decoder(), [r.prompt for r in records], keys, build.rollout_settings(config)
+                policy, policy.decoder(), [r.prompt for r in records], keys, RolloutSettings.of(config.rollout)
             )
         correct = judge(rolled.pixels.cpu(), records).all_correct.float()
         own = [row for row in rows(compared) if row["model"] == model]

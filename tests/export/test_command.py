@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src import build
-from src.build import rollout_settings
 from src.cli import command as cli
 from src.config.errors import UserError
+from src.config.schema import LoraConfig
 from src.export.command import COMMAND
 from src.policies.export import load_base, merge_layers
-from src.policies.lora import LoraSettings, attach_lora
-from src.rollout.levels import roll_out
+from src.policies.lora import attach_lora
+from src.rollout.levels import RolloutSettings, roll_out
 from src.rollout.noise import RolloutKey
 from src.runs.folder import RunFolder, write_text
 from src.runs.sound_files import write_whole
@@ -87,7 +87,7 @@ torch.save(found, out)
 def levels_of(policy: Any, run: RunFolder) -> dict[str, Any]:
     """One rollout a prompt under the trained policy."""
     keys = [RolloutKey(3, "export test", 0, place, 0) for place in range(len(PROMPTS))]
-    return roll_out(policy, policy.decoder(), PROMPTS, keys, rollout_settings(run_config(run))).levels
+    return roll_out(policy, policy.decoder(), PROMPTS, keys, RolloutSettings.of(run_config(run).rollout)).levels
 
 
 def plain_logits(tmp_path: Path, levels: dict[str, Any], base: str, adapter: Path | None, merged: Path) -> Any:
@@ -207,7 +207,7 @@ def test_merging_adds_scale_times_b_times_a() -> None:
     layer = torch.nn.Module()
     layer.mlp = torch.nn.ModuleDict({"up_proj": torch.nn.Linear(3, 2, bias=False)})
     model["language_model"].layers = torch.nn.ModuleList([layer])
-    tuned: Any = attach_lora(model, LoraSettings(r=1, alpha=4.0, targets=("up_proj",)))
+    tuned: Any = attach_lora(model, LoraConfig(r=1, alpha=4.0, targets=("up_proj",)))
     lora = tuned.base_model.model["language_model"].layers[0].mlp["up_proj"]
     with torch.no_grad():
         lora.base_layer.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))

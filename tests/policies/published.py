@@ -22,8 +22,8 @@ def published_policy(size: str, lora: bool = True, dtype: torch.dtype | None = N
         LlamaConfig,
     )
 
+    from src.config.schema import LoraConfig
     from src.policies.janus import JanusPolicy
-    from src.policies.lora import LoraSettings
 
     hidden, layers, heads, intermediate = SIZES[size]
     config = JanusConfig(
@@ -43,4 +43,4 @@ def published_policy(size: str, lora: bool = True, dtype: torch.dtype | None = N
     )
     with torch.device("meta"):
         janus = JanusForConditionalGeneration(config).to(dtype or (torch.bfloat16 if lora else torch.float32)).eval()
-        return JanusPolicy(janus, templated_tokenizer(), lora=LoraSettings(r=rank) if lora else None)
+        return JanusPolicy(janus, templated_tokenizer(), lora=LoraConfig(r=rank) if lora else None)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from src import build
+from src.config.schema import LoraConfig
 from src.policies import lora
 from src.policies.agreement import (
     Disagreement,
@@ -156,7 +157,7 @@ def test_a_base_with_nan_is_named(part: str, value: float) -> None:
     name = next(name for name, _ in janus.named_parameters() if name.endswith(part))
     with torch.no_grad():
         janus.get_parameter(name).view(-1)[0] = value
-    policy = JanusPolicy(janus, templated_tokenizer(), lora=lora.LoraSettings(r=2))
+    policy = JanusPolicy(janus, templated_tokenizer(), lora=LoraConfig(r=2))
     with pytest.raises(Disagreement, match=r"log-probs of the \w+ level are NaN or infinite; at fault: ") as caught:
         check_agreement(policy, "x")
     assert part in str(caught.value).replace("base_layer.", "")

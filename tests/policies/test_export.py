@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from src.cli import command as cli
+from src.config.schema import LoraConfig
 from src.export.command import COMMAND
 from src.policies.checkpoint import open_checkpoint
 from src.policies.export import write_adapter, write_merged, write_trained
 from src.policies.janus import JanusPolicy
-from src.policies.lora import LoraSettings
 from src.policies.original_config import has_presets
 from src.policies.weight_files import CheckpointError
 from src.values import LEVELS
@@ -52,7 +52,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter that does something."""
-    policy: Any = JanusPolicy(tiny_janus_of_both(), templated_tokenizer(), lora=LoraSettings(r=4))
+    policy: Any = JanusPolicy(tiny_janus_of_both(), templated_tokenizer(), lora=LoraConfig(r=4))
     draw_adapter(policy, 0.15)
     # In a folder of its own: what lies beside an adapter may be the run that made it.
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
@@ -67,7 +67,7 @@ def made(folder: Path) -> Path:
 
 def logps(janus: Any) -> dict[str, Tensor]:
     """Log-probs of text and image tokens after a prompt."""
-    policy = JanusPolicy(janus, templated_tokenizer(), lora=LoraSettings(r=1))
+    policy = JanusPolicy(janus, templated_tokenizer(), lora=LoraConfig(r=1))
     return {level: level_logps(policy.janus, level, contexts(policy, level), some_ids(level, 4, 5)) for level in LEVELS}
 
 

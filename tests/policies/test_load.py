@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from src import build
+from src.config.schema import LoraConfig
 from src.policies.janus import JanusPolicy
 from src.policies.load import PATTERNS, find_checkpoint, load_janus, resolve_dtype
-from src.policies.lora import LoraSettings, target_pattern
+from src.policies.lora import target_pattern
 from src.policies.weight_files import CheckpointError
 from src.values import PLAN
 from tests.policies.oracle import level_logps
@@ -159,7 +160,7 @@ def test_lora_hits_the_language_model_only() -> None:
     import re
 
     names = [name for name, _ in tiny_janus().named_modules()]
-    hit = [name for name in names if re.fullmatch(target_pattern(LoraSettings().targets), name)]
+    hit = [name for name in names if re.fullmatch(target_pattern(LoraConfig().targets), name)]
     assert len(hit) == 7 * 2
     assert all(".language_model.layers." in f".{name}" for name in hit)
     assert any("vision" in name and "q_proj" in name for name in names), "the trap shall be there"

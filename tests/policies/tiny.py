@@ -112,14 +112,14 @@ def tiny_policy(
     **sizes: int,
 ) -> Any:
     """A `JanusPolicy` on `tiny_janus`; its LoRA B matrices are drawn, so that the adapter does something."""
+    from src.config.schema import LoraConfig
     from src.policies.janus import JanusPolicy
-    from src.policies.lora import LoraSettings
 
     janus = tiny_janus(seed=seed, dtype=dtype, **sizes)
     policy = JanusPolicy(
         janus,
         templated_tokenizer(),
-        lora=None if lora is None else LoraSettings(**lora),
+        lora=None if lora is None else LoraConfig(**lora),
         merge_rollout=merge_rollout,
     )
     if lora is not None:

@@ -66,8 +66,7 @@ def module_of(kind: str) -> BiCoTModule:
         module = toy_module(policy=policy, expert=Red(), **{**settings, "microbatch": 4})
         if kind == "full":
             module.reference_refresh = 2
-            module.collecting = replace(module.collecting, kl="exact")
-            module.updating = replace(module.updating, kl="exact", beta=1.0)
+            module.config = replace(module.config, algorithm=replace(module.variant, kl="exact", beta=1.0))
         return module
     return toy_module(policy=ToyPolicy(dtype=torch.float64), split_levels=kind == "split", **settings)
 

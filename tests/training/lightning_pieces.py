@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from src import algorithms
+from src.config.schema import Config, OptimConfig, RolloutConfig, TrainerConfig
 from src.data.module import PromptDataModule
 from src.rewards.ensemble import RewardEnsemble
 from src.rollout.levels import RolloutSettings
-from src.training.collect import CollectSettings
 from src.training.loop import GroupedRolloutLoop
-from src.training.module import BiCoTModule, OptimSettings
-from src.training.update import UpdateSettings
-from src.values import Sampling
+from src.training.memory import StepCut
+from src.training.module import BiCoTModule
 from tests.policies.toy import ToyPolicy
 from tests.training.experts import NamedColour
-from tests.training.pieces import OPERATIONS
+from tests.training.pieces import OPERATIONS, update_settings
 
-SAMPLING = RolloutSettings(plan=Sampling(), image=Sampling(1.0, 1.5), max_plan_tokens=5)
+ROLLOUT = RolloutConfig(guidance_scale=1.5, max_plan_tokens=5)
+SAMPLING = RolloutSettings.of(ROLLOUT)
 
 
 def toy_module(
@@ -35,19 +36,23 @@ def toy_module(
     max_steps: int = 10,
     microbatch: int | None = None,
     group_size: int = 4,
+    split_levels: bool = False,
     **optim: Any,
 ) -> BiCoTModule:
-    """A `BiCoTModule` around `ToyPolicy`."""
+    """A `BiCoTModule` around `ToyPolicy`; optim: of `OptimConfig`."""
+    config = Config(
+        algorithm=replace(update_settings(guided=guided, beta=beta), updates_per_rollout=updates),
+        rollout=replace(ROLLOUT, group_size=group_size),
+        optim=OptimConfig(lr=lr, **optim),
+        trainer=TrainerConfig(max_steps=max_steps),
+    )
     return BiCoTModule(
+        config,
         policy or ToyPolicy(),
         RewardEnsemble([expert or NamedColour()]),
         OPERATIONS,
         algorithms.load("grpo"),
-        CollectSettings(0, group_size, SAMPLING, guided, beta > 0),
-        UpdateSettings(beta, "k3", guided, 0.2, 0.2),
-        OptimSettings(lr, microbatch=microbatch, **optim),
-        updates,
-        max_steps,
+        StepCut(microbatch, split_levels),
     )
 
 

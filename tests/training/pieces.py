@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,18 +10,24 @@ from torch import Tensor
 
 from kernels import operations
 from src import algorithms
+from src.config.schema import AlgorithmConfig, Config, LevelSamplingConfig, RolloutConfig
 from src.rewards.ensemble import RewardEnsemble
-from src.rollout.levels import RolloutSettings
-from src.training.collect import Collected, CollectSettings, collect
-from src.training.update import Metrics, MicroBatch, UpdateSettings, microbatches, run_update, step_loss
-from src.values import IMAGE, PLAN, Experience, PromptBatch, PromptRecord, Sampling
+from src.training.collect import Collected, collect
+from src.training.update import Metrics, MicroBatch, microbatches, run_update, step_loss
+from src.values import IMAGE, PLAN, Experience, PromptBatch, PromptRecord
 from tests.policies.tiny import exact_policy
 from tests.policies.toy import ToyPolicy
 from tests.training.experts import Red
 
 PROMPTS = ("a red circle", "two blue square left of a green circle", "one triangle .")
 OPERATIONS = operations("torch", "cpu")
-ROLLOUT = RolloutSettings(plan=Sampling(0.9), image=Sampling(1.1, 2.0), max_plan_tokens=7)
+ROLLOUT = RolloutConfig(
+    group_size=4,
+    guidance_scale=2.0,
+    max_plan_tokens=7,
+    plan=LevelSamplingConfig(0.9),
+    image=LevelSamplingConfig(1.1),
+)
 BETA = 0.05
 # Relative: rewards, and the advantages made of them, are float32; what rests on them agrees with float64 to its
 # rounding, 6e-8 an operation, of which there are about ten.
@@ -45,29 +52,30 @@ def collected(
     penalty: float = 0.0,
     step: int = 0,
     group_size: int = 4,
-    rollout: RolloutSettings = ROLLOUT,
+    rollout: RolloutConfig = ROLLOUT,
     expert: Any = None,
     algorithm: str = "grpo",
 ) -> Collected:
     """One prompt batch, collected."""
+    variant = replace(update_settings(guided=guided, beta=BETA if reference else 0.0), unfinished_plan_penalty=penalty)
     return collect(
         policy,
         RewardEnsemble([expert or Red()]),
         OPERATIONS,
         algorithms.load(algorithm),
         prompt_batch(step),
-        CollectSettings(0, group_size, rollout, guided, reference, penalty),
+        Config(algorithm=variant, rollout=replace(rollout, group_size=group_size)),
     )
 
 
-def update_settings(*, guided: bool = True, beta: float = BETA, clip: float = 0.2) -> UpdateSettings:
-    return UpdateSettings(beta, "k3", guided, clip, clip)
+def update_settings(*, guided: bool = True, beta: float = BETA, clip: float = 0.2) -> AlgorithmConfig:
+    return AlgorithmConfig(beta=beta, logp="guided" if guided else "conditional", clip_low=clip, clip_high=clip)
 
 
 def updated(
     policy: Any,
     experience: Experience,
-    settings: UpdateSettings,
+    settings: AlgorithmConfig,
     size: int | None = None,
     algorithm: str = "grpo",
     split_levels: bool = False,

@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from src.rollout.levels import roll_out
+from src.config.schema import LevelSamplingConfig, LevelShares
+from src.rollout.levels import RolloutSettings, roll_out
 from src.rollout.noise import group_keys
 from src.training.loop import _measured, experience_metrics
 from src.training.options.dynamic_sampling import keyed_records
 from src.training.ranks import Ranks
 from src.training.update import shown
-from src.values import IMAGE, PLAN, PromptRecord, Sampling
+from src.values import IMAGE, PLAN, PromptRecord
 from tests.policies.tiny import tiny_policy
 from tests.policies.toy import ToyPolicy
 from tests.training.pieces import ADVANTAGES, ROLLOUT, assert_same_gradients, update_settings
 from tests.training.variant_pieces import GROUP, RedUnlessDull, batch_of, gathered, stepped
 
 MIXED = ("a red circle", "dull square", "two blue circle", "dull triangle")
-FRESH = replace(ROLLOUT, image=Sampling(1.5, 2.0))
+FRESH = replace(ROLLOUT, image=LevelSamplingConfig(1.5))
 
 
 class Source:
@@ -39,7 +40,16 @@ class Source:
 
 def sampled(policy: Any, source: Any, prompts: Sequence[str] = MIXED, rounds: int = 2, **more: Any) -> Any:
     batch = more.pop("batch", None) or batch_of(prompts, step=5)
-    return gathered(policy, batch, expert=RedUnlessDull(), refills=source, max_refills=rounds, rollout=FRESH, **more)
+    return gathered(
+        policy,
+        batch,
+        expert=RedUnlessDull(),
+        refills=source,
+        dynamic_sampling=True,
+        max_refills=rounds,
+        rollout=FRESH,
+        **more,
+    )
 
 
 def test_groups_without_signal_are_replaced_with_keys_of_their_own() -> None:
@@ -50,7 +60,7 @@ def test_groups_without_signal_are_replaced_with_keys_of_their_own() -> None:
     total = result.experience.report.total.view(-1, GROUP)
     assert (total.amax(1) > total.amin(1)).all()
     keys = group_keys(0, "train/refill2", 5, [1, 3], GROUP)
-    alone = roll_out(policy, policy.decoder(), ["a green square"] * 2 * GROUP, keys, FRESH)
+    alone = roll_out(policy, policy.decoder(), ["a green square"] * 2 * GROUP, keys, RolloutSettings.of(FRESH))
     rows = torch.tensor([*range(GROUP, 2 * GROUP), *range(3 * GROUP, 4 * GROUP)])
     assert torch.equal(result.rollouts.levels[IMAGE].ids[rows], alone.levels[IMAGE].ids)
     assert torch.equal(result.rollouts.pixels[rows], alone.pixels)
@@ -84,7 +94,7 @@ def test_what_stays_without_signal_is_dropped_and_counted() -> None:
     assert shown(metrics) == pytest.approx(shown(want_metrics), rel=ADVANTAGES, abs=ADVANTAGES)
 
 
-@pytest.mark.parametrize("shares", [None, {"plan": 1.0, "image": 1.0}])
+@pytest.mark.parametrize("shares", [LevelShares(), LevelShares(1.0, 1.0)])
 @pytest.mark.parametrize("algorithm", ["dapo", "gspo", "dr_grpo", "reinforce_pp_baseline"])
 def test_a_batch_that_says_nothing_moves_nothing(algorithm: str, shares: Any) -> None:
     policy = tiny_policy()

@@ -13,6 +13,7 @@ import torch
 
 from src.rewards.base import RewardError
 from src.rewards.ensemble import RewardEnsemble
+from src.rollout.levels import RolloutSettings
 from src.training.held_out import EvaluationSettings, evaluate
 from src.training.loop import _measured, experience_metrics
 from src.training.ranks import Ranks
@@ -101,7 +102,7 @@ def test_under_raise_the_first_failure_ends_the_step() -> None:
 def test_an_evaluation_leaves_out_what_lost_an_expert() -> None:
     """The means are over whole rewards; what the other experts say still counts."""
     policy, records = ToyPolicy(), [PromptRecord(prompt) for prompt in MIXED]
-    settings = EvaluationSettings(ROLLOUT, batch_size=3)
+    settings = EvaluationSettings(RolloutSettings.of(ROLLOUT), seed=1234, samples_per_prompt=1, batch_size=3)
 
     def evaluated(rewards: RewardEnsemble, chosen: Sequence[PromptRecord]) -> Any:
         return evaluate(policy, policy.decoder(), rewards, chosen, settings, "test")
@@ -123,7 +124,7 @@ def test_dynamic_sampling_replaces_what_has_no_reward() -> None:
         asked.append((attempt, list(positions)))
         return [PromptRecord("broken again" if attempt == 1 else "a green square") for _ in positions]
 
-    result = sampled(ensemble(normalise="batch"), refills=source, max_refills=2)
+    result = sampled(ensemble(normalise="batch"), refills=source, dynamic_sampling=True, max_refills=2)
     assert asked == [(1, [1, 3]), (2, [1, 3])]
     assert [record.prompt for record in result.records] == [MIXED[0], "a green square", MIXED[2], "a green square"]
     assert result.figures["rewards/failed_groups"] == 4
@@ -132,7 +133,7 @@ def test_dynamic_sampling_replaces_what_has_no_reward() -> None:
 
 
 def test_what_stays_without_reward_is_no_group_without_signal() -> None:
-    result = sampled(ensemble(), refills=lambda *_: [], max_refills=0)
+    result = sampled(ensemble(), refills=lambda *_: [], dynamic_sampling=True, max_refills=0)
     assert result.figures["rewards/dropped_groups"] == 2
     assert result.figures["refill/dropped"] == 0
 
@@ -147,7 +148,7 @@ def test_two_ranks_drop_and_normalise_as_one(normalise: str) -> None:
 
     def run(batch: Any, ranks: Ranks) -> Any:
         rewards = ensemble(alone=False, weights={"green": 0}, normalise=normalise)
-        return sampled(rewards, batch=batch, refills=source, max_refills=1, ranks=ranks)
+        return sampled(rewards, batch=batch, refills=source, dynamic_sampling=True, max_refills=1, ranks=ranks)
 
     whole, parts = as_two_ranks(prompts, run)
     for name in (PLAN, IMAGE):

@@ -21,7 +21,7 @@ from tests.training.lightning_pieces import SAMPLING, fit, toy_module
 from tests.training.pieces import updated
 
 RECORDS = tuple(PromptRecord(f"triangle in {c}", "color", nouns=(c,)) for c in ("red", "green", "blue"))
-EVALUATION = EvaluationSettings(SAMPLING, samples_per_prompt=64)
+EVALUATION = EvaluationSettings(SAMPLING, seed=1234, samples_per_prompt=64, batch_size=128)
 
 
 def validation_reward(module: Any) -> float:
@@ -50,7 +50,7 @@ def test_one_step_of_the_loop_is_clipping_and_adamw(tmp_path: Path, microbatch: 
     fit(module, tmp_path)
     stream_first = _first_batch(tmp_path)
     experience = twin.collect(stream_first).experience
-    updated(twin.policy, experience, twin.updating)
+    updated(twin.policy, experience, twin.variant)
     trained = [p for p in twin.policy.parameters() if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in trained]).norm()  # type: ignore[union-attr]
     assert norm > 0.01, "clipping shall take part"
@@ -131,7 +131,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_level_and_step(tmp_path: Path
     class Poison(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: PromptBatch, batch_idx: int) -> None:
             if batch.step == 2:
-                module.collecting = replace(module.collecting)
                 original = module.collect
 
                 def collect(batch: PromptBatch) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,6 @@ def test_the_kl_is_zero_right_after_a_refresh(kind: str) -> None:
 
 
 def _settings(kl: str) -> Any:
-    from dataclasses import replace
-
     return replace(update_settings(), kl=kl)
 
 
@@ -103,7 +102,7 @@ def _settings(kl: str) -> Any:
 def test_it_is_refreshed_every_so_many_optimiser_steps(updates: int, want: list[int]) -> None:
     """Every 3; with several updates a batch, at the end of the batch in which a multiple of 3 was passed."""
     module = toy_module(updates=updates)
-    module.reference_refresh = 3
+    module.config = replace(module.config, algorithm=replace(module.variant, reference_refresh=3))
     seen: list[int] = []
     module.policy.refresh_reference = lambda: seen.append(step)  # type: ignore[assignment]
     for step in range(updates, want[-1] + 1, updates):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -34,8 +32,7 @@ def test_scores_do_not_depend_on_the_chunk(kind: str, guided: bool) -> None:
 @pytest.mark.parametrize("kl", ["k3", "exact"])
 def test_an_experience_does_not_depend_on_the_chunk(kl: str, kl_in: str) -> None:
     policy = exact_policy()
-    weight = 0.05 if kl_in == "reward" else 0.0
-    whole, parts = (gathered(policy, kl=kl, reward_beta=weight, score_rows=rows) for rows in (None, 5))
+    whole, parts = (gathered(policy, kl=kl, kl_in=kl_in, score_rows=rows) for rows in (None, 5))
     for name in LEVELS:
         expected, got = whole.experience.levels[name], parts.experience.levels[name]
         torch.testing.assert_close(parts.experience.advantages[name], whole.experience.advantages[name])
@@ -45,7 +42,7 @@ def test_an_experience_does_not_depend_on_the_chunk(kl: str, kl_in: str) -> None
             torch.testing.assert_close(got.reference.features, expected.reference.features, atol=1e-10, rtol=0)
         else:
             torch.testing.assert_close(got.ref_logp, expected.ref_logp, atol=1e-10, rtol=0)
-    if weight:
+    if kl_in == "reward":
         torch.testing.assert_close(parts.kl_penalty, whole.kl_penalty, atol=0, rtol=1e-6)
 
 
@@ -56,7 +53,7 @@ def test_refreshed_branches_do_not_depend_on_the_chunk() -> None:
     )
     experience = module.collect(batch).experience
     whole = module.refreshed(experience).levels[IMAGE].unconditional_features
-    module.collecting = replace(module.collecting, score_rows=5)
+    module.score_rows = 5
     parts = module.refreshed(experience).levels[IMAGE].unconditional_features
     torch.testing.assert_close(parts, whole, atol=1e-10, rtol=0)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from src import algorithms
-from src.training.update import UpdateSettings, microbatches, shown
+from src.config.schema import LevelShares
+from src.training.update import microbatches, shown
 from src.values import IMAGE, LEVELS, PLAN
 from tests.memory_meter import AliveBytes
 from tests.policies.tiny import exact_policy, tiny_policy
 from tests.policies.toy import ToyPolicy
 from tests.training.pieces import (
-    BETA,
     LONGEST,
     assert_same_gradients,
     collected,
@@ -24,20 +24,24 @@ from tests.training.pieces import (
 )
 from tests.training.variant_pieces import gathered, stepped
 
-SHARES = {PLAN: 0.3, IMAGE: 0.7}
+SHARES = LevelShares(plan=0.3, image=0.7)
 BONUS = {PLAN: 0.02, IMAGE: 0.01}
 
 
 def variants() -> list[Any]:
     cases: list[Any] = [(name, {}, None) for name in algorithms.names()]
-    cases += [("grpo", {"level_shares": SHARES}, None), ("grpo", {}, BONUS), ("grpo", {"correction_cap": 1.5}, None)]
+    cases += [
+        ("grpo", {"level_shares": SHARES}, None),
+        ("grpo", {}, BONUS),
+        ("grpo", {"correction_cap": 1.5}, None),
+    ]
     return [pytest.param(*case, id="-".join([case[0], *case[1], *(["bonus"] if case[2] else [])])) for case in cases]
 
 
 @pytest.mark.parametrize(("name", "extra", "bonus"), variants())
 def test_split_and_unsplit_agree_on_both_updates(name: str, extra: dict[str, Any], bonus: Any) -> None:
     policy = ToyPolicy(dtype=torch.float64)
-    settings = UpdateSettings(BETA, "k3", True, 0.2, 0.2, **extra)
+    settings = replace(update_settings(), **extra)
     experience = gathered(policy, algorithm=name).experience
     for update in range(2):
         loss, whole, metrics, after = stepped(policy, experience, settings, algorithm=name, size=None, bonus=bonus)

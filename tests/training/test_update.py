@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from src import algorithms
+from src.config.schema import LevelSamplingConfig
 from src.training.update import NOT_FINITE, microbatches, shown
-from src.values import IMAGE, PLAN, Experience, Sampling, TokenLevel
+from src.values import IMAGE, PLAN, Experience, TokenLevel
 from tests.policies.oracle import guided_token_logps, level_logits
 from tests.policies.tiny import exact_policy
 from tests.policies.toy import ToyPolicy
@@ -178,7 +179,7 @@ def test_a_guided_sampler_trained_conditionally_uses_the_conditional_log_probs()
 def test_a_second_update_clips_against_the_first_log_probs() -> None:
     """ratio = exp(logp - old_logp) with old_logp of before the first step; clipped as PPO does; by hand."""
     policy = exact_policy()
-    rollout = replace(ROLLOUT, image=Sampling())
+    rollout = replace(ROLLOUT, image=LevelSamplingConfig(), guidance_scale=1.0)
     experience = collected(policy, rollout=rollout).experience
     _, first, _, experience = updated(policy, experience, update_settings(), 5)
     old = {name: level.old_logp.clone() for name, level in experience.levels.items()}  # type: ignore[union-attr]

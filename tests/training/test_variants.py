@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from src import algorithms
-from src.training.entropy_control import EntropyControl, EntropySettings
+from src.config.schema import AlgorithmConfig, LevelBonus, LevelShares, LevelTargets, LevelWeights
+from src.training.entropy_control import EntropyControl
 from src.training.loop import experience_metrics
 from src.training.ranks import Ranks
 from src.training.update import microbatches, shown
@@ -101,7 +102,7 @@ def test_the_exact_kl_in_the_loss(kind: str, guided: bool) -> None:
 def test_the_kl_in_the_reward(kl: str, guided: bool) -> None:
     """Reward minus beta times the KL summed over both levels' tokens, before groups are compared."""
     policy = exact_policy()
-    result = gathered(policy, guided=guided, kl=kl, reward_beta=0.02)
+    result = gathered(policy, guided=guided, kl=kl, beta=0.02, kl_in="reward")
     taken = torch.zeros(len(result.experience), dtype=torch.float64)
     for name, level in result.rollouts.levels.items():
         with torch.no_grad():
@@ -140,7 +141,7 @@ def test_the_kl_in_the_reward(kl: str, guided: bool) -> None:
 
 def test_weight_0_trains_the_other_level_with_the_kl_on_both() -> None:
     policy = exact_policy()
-    experience = gathered(policy, level_weights={"plan": 1.0, "image": 0.0}).experience
+    experience = gathered(policy, level_weights=LevelWeights(image=0.0)).experience
     _, ours, metrics, _ = stepped(policy, experience, update_settings())
     advantages = gathered(policy).experience.advantages[PLAN]
 
@@ -162,7 +163,7 @@ def test_weight_0_trains_the_other_level_with_the_kl_on_both() -> None:
 def test_level_weights_multiply_each_level_s_advantages() -> None:
     policy = exact_policy()
     plain = gathered(policy).experience.advantages
-    weighed = gathered(policy, level_weights={"plan": 3.0, "image": 0.5}).experience.advantages
+    weighed = gathered(policy, level_weights=LevelWeights(3.0, 0.5)).experience.advantages
     assert torch.equal(weighed[PLAN], 3 * plain[PLAN])
     assert torch.equal(weighed[IMAGE], 0.5 * plain[IMAGE])
 
@@ -172,7 +173,7 @@ def test_shares_are_the_levels_weights_in_the_loss(algorithm: str, size: int | N
     """1/4 of the plan level's own mean and 3/4 of the image level's, whatever their lengths."""
     policy = exact_policy()
     experience = gathered(policy, algorithm=algorithm).experience
-    settings = replace(update_settings(), level_shares={"plan": 1.0, "image": 3.0})
+    settings = replace(update_settings(), level_shares=LevelShares(1.0, 3.0))
     _, ours, _, _ = stepped(policy, experience, settings, algorithm=algorithm, size=size)
     parts = []
     for name, level in experience.levels.items():
@@ -288,7 +289,7 @@ def test_the_mismatch_is_logged_without_any_correction() -> None:
 
 def test_the_entropy_bonus_has_the_gradient_of_the_entropy() -> None:
     policy = exact_policy()
-    experience = gathered(policy, reference=False, level_weights={"plan": 1.0, "image": 1.0}).experience
+    experience = gathered(policy, reference=False).experience
     settings = update_settings(beta=0.0)
     _, without, _, _ = stepped(policy, experience, settings)
     _, ours, _, _ = stepped(policy, experience, settings, bonus={"plan": 0.3, "image": 0.05})
@@ -305,7 +306,12 @@ def test_the_entropy_bonus_has_the_gradient_of_the_entropy() -> None:
 
 def test_a_fixed_bonus_stays_and_an_adaptive_one_follows_the_entropy() -> None:
     control = EntropyControl(
-        EntropySettings({"plan": 0.1, "image": 0.02}, {"plan": None, "image": 0.5}, step=0.01, maximum=0.035)
+        AlgorithmConfig(
+            entropy_bonus=LevelBonus(0.1, 0.02),
+            entropy_target=LevelTargets(image=0.5),
+            entropy_step=0.01,
+            entropy_maximum=0.035,
+        )
     )
     assert control.used
     seen = []
@@ -319,7 +325,7 @@ def test_a_fixed_bonus_stays_and_an_adaptive_one_follows_the_entropy() -> None:
     other = EntropyControl(control.settings)
     other.load_state_dict(control.state_dict())
     assert other.coefficients() == control.coefficients()
-    assert not EntropyControl(EntropySettings({"plan": 0.0, "image": 0.0}, {"plan": None, "image": None})).used
+    assert not EntropyControl(AlgorithmConfig()).used
 
 
 # Plan length
@@ -373,7 +379,7 @@ def test_no_plan_at_all_to_learn_from_leaves_the_images() -> None:
     policy = exact_policy()
     result = gathered(policy, mask_unfinished=True)
     assert not result.rollouts.ended.any()
-    settings = replace(update_settings(), level_shares={"plan": 1.0, "image": 1.0})
+    settings = replace(update_settings(), level_shares=LevelShares(1.0, 1.0))
     for chosen in (update_settings(), settings):
         loss, ours, metrics, _ = stepped(policy, result.experience, chosen)
         assert math.isfinite(loss)

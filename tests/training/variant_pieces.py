@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from src import algorithms
+from src.config.schema import AlgorithmConfig, Config, RolloutConfig
 from src.rewards.base import RewardExpert
 from src.rewards.ensemble import RewardEnsemble
-from src.training.collect import Collected, CollectSettings, collect
+from src.training.collect import Collected, collect
 from src.training.ranks import ALONE, Ranks
-from src.training.update import Metrics, MicroBatch, UpdateSettings, microbatches, run_update, step_loss
+from src.training.update import Metrics, MicroBatch, microbatches, run_update, step_loss
 from src.values import Experience, PromptBatch, PromptRecord
 from tests.training.experts import Red
-from tests.training.pieces import LONGEST, OPERATIONS, ROLLOUT, gradients
+from tests.training.pieces import BETA, LONGEST, OPERATIONS, ROLLOUT, gradients, update_settings
 
 GROUP = 4
 PROMPTS = ("a red circle", "two blue square left of a green circle", "one triangle .", "a green square")
@@ -49,27 +51,31 @@ def gathered(
     rewards: RewardEnsemble | None = None,
     guided: bool = True,
     reference: bool = True,
+    rollout: RolloutConfig = ROLLOUT,
+    score_rows: int | None = None,
     refills: Any = None,
     ranks: Ranks = ALONE,
     **settings: Any,
 ) -> Collected:
-    """One prompt batch collected with `settings` of `CollectSettings`."""
+    """One prompt batch collected with `settings` of `AlgorithmConfig`."""
+    variant = replace(update_settings(guided=guided, beta=BETA if reference else 0.0), **settings)
     return collect(
         policy,
         rewards or RewardEnsemble([expert or Red()]),
         OPERATIONS,
         algorithms.load(algorithm),
         batch or batch_of(PROMPTS[:3]),
-        CollectSettings(0, GROUP, settings.pop("rollout", ROLLOUT), guided, reference, **settings),
+        Config(algorithm=variant, rollout=replace(rollout, group_size=GROUP)),
         refills,
         ranks,
+        score_rows,
     )
 
 
 def stepped(
     policy: Any,
     experience: Experience,
-    settings: UpdateSettings,
+    settings: AlgorithmConfig,
     *,
     algorithm: str = "grpo",
     size: int | None = 5,
@@ -78,7 +84,7 @@ def stepped(
 ) -> tuple[float, dict[str, Tensor], Metrics, Experience]:
     """Loss, gradients, metrics and the experience afterwards, accumulated over microbatches of `size`."""
     variant = algorithms.load(algorithm)
-    shares, world = settings.level_shares, lambda local: local
+    shares, world = settings.shares, lambda local: local
     parts = list(microbatches(experience, size, variant, LONGEST, world, 1, shares, bonus, split_levels))
     losses: list[float] = []
     policy.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels import Operations, TokenStatistics
 from src.algorithms.kl import kl_estimate, penalised_reward
+from src.config.schema import AlgorithmConfig
 from src.policies.base import Decoder
 from src.training.token_statistics import joined_statistics, level_statistics, row_chunks, sampled_logp
 from src.values import LevelOutput, TokenLevel
@@ -19,17 +20,15 @@ def kl_penalty(
     decoder: Decoder,
     operations: Operations,
     levels: Mapping[str, TokenLevel],
-    *,
-    kl: str,
-    beta: float,
-    guided: bool,
+    settings: AlgorithmConfig,
     score_rows: int | None,
 ) -> tuple[dict[str, TokenLevel], Tensor]:
     """What the KL takes off each reward, (N,) float32: beta times its sum over the tokens of both levels.
 
-    guided, score_rows: as in `CollectSettings`. Also returns the levels, with `ref_logp` in any case:
+    score_rows: as in `collect`. Also returns the levels, with `ref_logp` in any case:
     in the update the KL is for the logs only.
     """
+    kl, guided = settings.kl, settings.guided
     scored, kls = dict(levels), []
     for name, level in levels.items():
         if level.reference is not None:
@@ -43,7 +42,7 @@ def kl_penalty(
             log_ratio = level.ref_logp - sampled_logp(name, level, guided)
             kls.append((kl_estimate(log_ratio, kl), level.mask))
     nothing = torch.zeros_like(kls[0][0][:, 0])
-    return scored, -penalised_reward(nothing, kls, beta).float()
+    return scored, -penalised_reward(nothing, kls, settings.reward_beta).float()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from src.algorithms.plan_length import overlong_penalty, unfinished_penalty
+from src.config.schema import Config
 from src.rollout.levels import Rollouts
 from src.values import PLAN, RewardReport
 
@@ -22,6 +23,17 @@ class PlanPenalties:
     unfinished: float = 0.0
     overlong: float = 0.0
     margin: int = 1
+
+    @classmethod
+    def of(cls, config: Config) -> PlanPenalties:
+        """The penalties of a run."""
+        variant = config.algorithm
+        return cls(
+            config.rollout.max_plan_tokens,
+            variant.unfinished_plan_penalty,
+            variant.overlong_penalty,
+            variant.overlong_margin or 1,
+        )
 
     def apply(self, report: RewardReport, rollouts: Rollouts) -> RewardReport:
         """The report with the penalties in its total."""
