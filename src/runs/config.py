@@ -100,10 +100,11 @@ def typed_section(path: Path, name: str, schema: type, given: Mapping[str, Any])
     from omegaconf.errors import OmegaConfBaseException
 
     from src.config.checks import check_numbers
+    from src.config.schema import structured
     from src.config.setting import settings
 
     try:
-        whole: Any = OmegaConf.merge(OmegaConf.structured(schema), literal(given))
+        whole: Any = OmegaConf.merge(structured(schema), literal(given))
         check_numbers(OmegaConf.to_container(whole, resolve=True), settings(schema), f"{name}.")
     except OmegaConfBaseException as error:
         key, first = error.full_key, next(iter(str(error).splitlines()), type(error).__name__)
