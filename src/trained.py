@@ -207,11 +207,11 @@ def sampling_asked_for(config: DictConfig) -> dict[str, Any]:
 
 def check_sampling(sampling: dict[str, Any]) -> None:
     """Raise UserError for a number that cannot be sampled with; a run's come from a file, maybe somebody else's."""
-    from src.config.checks import check_numbers
+    from src.config.checks import check_values
     from src.config.commands import SamplingConfig
     from src.config.setting import settings
 
-    check_numbers(sampling, settings(SamplingConfig), "sampling.")
+    check_values(sampling, settings(SamplingConfig), "sampling.")
 
 
 def settings_of(sampling: dict[str, Any]) -> RolloutSettings:

@@ -11,8 +11,11 @@ from omegaconf import MISSING, OmegaConf
 
 from src.config.schema import GROUP_SCHEMAS, ROOT, Config, RemoteConfig, structured
 from src.config.setting import (
+    BACKEND,
     BATCH,
     COUNT,
+    DEVICES,
+    DTYPE,
     FROM_ZERO,
     GUIDANCE,
     PORT,
@@ -21,13 +24,20 @@ from src.config.setting import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    Rule,
     Setting,
+    choice_field,
+    not_empty,
     number_field,
     path_field,
     paths_field,
+    ruled_field,
     settings,
     text_field,
 )
+
+KINDS = Rule(lambda value: len(value) > 0, "at least one kind of prompt, or null for all")
+NUMBERS = not_empty("integer >= 1")
 
 
 @dataclass(frozen=True)
@@ -135,8 +145,8 @@ class ExportConfig:
     base: str | None = path_field()  # where the base checkpoint is now, if it moved
     out: str | None = path_field()
     merge: bool = False
-    dtype: str = "auto"  # of a merged checkpoint: auto (the base's) | float32 | bfloat16
-    layout: str = "transformers"  # of a whole checkpoint: transformers | original
+    dtype: str = ruled_field("auto", DTYPE)  # of a merged checkpoint; auto: the base's
+    layout: str = choice_field("transformers", "transformers", "original")  # of a whole checkpoint
     overwrite: bool = False
     base_repository: str | None = None  # the base's name on the hub; null: what the run or the cache says
     license: str | None = None  # of the model card; null: the base's, where it is known
@@ -160,7 +170,7 @@ class EvaluateConfig(PaintingConfig):
     remote: RemoteConfig = field(default_factory=RemoteConfig)  # where the run's experts are served, if they are
     prompts: Any = text_field()  # instead of data; read off the command line as they are, as is prompts_file
     prompts_file: str | None = path_field()
-    kinds: list[str] | None = None  # only prompts of these task types
+    kinds: list[str] | None = ruled_field(None, KINDS)  # only prompts of these task types
     max_prompts: int | None = number_field(None, **COUNT)  # the first so many of those; null: all
     n: int = number_field(4, **BATCH)  # samples a prompt
     seed: int | None = number_field(None, **SEED)  # null: the run's evaluation.seed, else 1234
@@ -184,7 +194,7 @@ class CompareConfig:
     root: str = path_field("runs")
     runs: Any = paths_field()  # a run folder, a folder of them, a run's name in the experiment, or a list of such
     metric: str | None = None  # null: validation/reward, else the first of validation/*, reward
-    mode: str = "max"  # max | min: which value of the metric is the best
+    mode: str = choice_field("max", "max", "min")  # which value of the metric is the best
     baseline: str | None = None  # a run's name: paired differences on the test prompts
     out: str = path_field("comparison")
     overwrite: bool = False
@@ -196,15 +206,15 @@ class BenchmarkConfig:
 
     sizes: list[str] | None = None  # tiny | 1b | 7b; null: 1b and 7b on a GPU, tiny on a CPU
     parts: list[str] = field(default_factory=lambda: ["image_step", "scaling", "ablation", "peers", "train_step"])
-    images: list[int] = number_field([16, 64], **BATCH)
-    scaling: list[int] = number_field([8, 16, 32, 64, 128], **BATCH)
+    images: list[int] = number_field([16, 64], NUMBERS, **BATCH)
+    scaling: list[int] = number_field([8, 16, 32, 64, 128], NUMBERS, **BATCH)
     group_size: int = number_field(8, ge=1, le=65536)
     memory_gib: float = number_field(
         40.0, ge=1e-3, le=1e6
     )  # train_step is cut as a training run would cut it for a card of this size
     rounds: int = number_field(5, ge=1, le=10**6)
     compile: bool = True  # time the compiled peer, too
-    kernels: str = "auto"
+    kernels: str = ruled_field("auto", BACKEND)
     out: str | None = path_field()  # null: experiments/rollout_speed
     overwrite: bool = False
 
@@ -214,12 +224,13 @@ class ServeRewardsConfig:
     """``python -m src.serve_rewards``: the experts of `rewards` behind HTTP; docs/SERVING.md."""
 
     rewards: Any = MISSING
-    host: str = "127.0.0.1"  # 127.0.0.1 | 0.0.0.0 | ::; all but the first need a token
+    # All but the first need a token.
+    host: str = choice_field("127.0.0.1", "127.0.0.1", "0.0.0.0", "::")  # noqa: S104 (checked, not bound)
     port: int = number_field(8000, **PORT)
     token_file: str | None = path_field()  # null: the environment's BICOT_REWARDS_TOKEN, if set
     plugins: list[str] = field(default_factory=list)  # packages whose code `_target_` may name
-    accelerator: str = "auto"  # auto | cpu | cuda | mps
-    devices: Any = "auto"  # how many of them
+    accelerator: str = choice_field("auto", "auto", "cpu", "cuda", "mps")
+    devices: Any = ruled_field("auto", DEVICES)  # how many of them
     workers: int = number_field(1, ge=1, le=1024)  # processes a device, each with the experts' weights
     max_batch: int = number_field(
         1, ge=1, le=65536
@@ -230,7 +241,7 @@ class ServeRewardsConfig:
     max_pixels: int = number_field(134_217_728, ge=1, le=2**40)  # of all pictures of a request together
     max_bytes: int = number_field(268_435_456, ge=1, le=2**40)  # of a request
     max_picture_pixels: int = number_field(4_194_304, ge=1, le=2**40)  # of one picture
-    log_level: str = "warning"
+    log_level: str = choice_field("warning", "critical", "error", "warning", "info", "debug")
 
 
 @dataclass(frozen=True)

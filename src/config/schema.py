@@ -15,19 +15,28 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from src.config.setting import (
+    AUTO_OR_SWITCH,
+    BACKEND,
     BATCH,
     COUNT,
+    DEVICES,
+    DTYPE,
+    FILE_NAME,
     FROM_ZERO,
     GUIDANCE,
+    PAIR,
     SECONDS,
     SEED,
     TEMPERATURE,
     TOP_K,
     TOP_P,
     WEIGHT,
+    choice_field,
+    not_empty,
     number_field,
     parts_field,
     path_field,
+    ruled_field,
     text_field,
 )
 
@@ -39,7 +48,7 @@ CONFIGS = ROOT / "configs"
 class RunConfig:
     """Where a run lives and what its noise is keyed by."""
 
-    name: str = "run"
+    name: str = ruled_field("run", FILE_NAME)
     root: str = path_field("runs")
     dir: str | None = path_field()  # None: <root>/<name>-<time>
     seed: int = number_field(0, **SEED)
@@ -56,7 +65,7 @@ class LoraConfig:
     r: int = number_field(16, ge=1, le=4096)
     alpha: float = number_field(32.0, ge=1e-3, le=1e4)
     dropout: float = number_field(0.0, ge=0, le=0, why="with dropout the first update's ratio would not be 1")
-    targets: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    targets: list[str] = ruled_field(list(PROJECTIONS), not_empty("projection"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class JanusConfig:
     _target_: str = "src.policies.load.load_janus"
     path: str | None = path_field()
     repository: str | None = None  # where there is no path: the Hugging Face cache, else the hub
-    dtype: str = "auto"  # auto | float32 | bfloat16
+    dtype: str = ruled_field("auto", DTYPE)
     adapter: str | None = path_field()  # a PEFT folder to go on from
     lora: LoraConfig | None = field(default_factory=LoraConfig)  # null: train the language model itself
     merge_rollout: bool | None = None  # decode with the adapter merged; null: in float32 on a CPU
@@ -117,10 +126,10 @@ class RewardsConfig:
         long_side=number_field(1333, ge=1, le=65536),
     )
     weights: dict[str, float] = number_field({}, **WEIGHT, why="0 only monitors")
-    combine: str = "sum"  # sum | mean | min | product
+    combine: str = choice_field("sum", "sum", "mean", "min", "product")
     faithful: bool = False  # pictures shown and scores given as in the released code, faults included
     normalise: Any = "none"  # none | group | batch | running, or one of them by expert
-    on_error: str = "raise"  # raise | drop: an expert that fails leaves the whole group
+    on_error: str = choice_field("raise", "raise", "drop")  # drop: an expert that fails leaves the whole group
     devices: dict[str, str] = field(default_factory=dict)  # by expert: cpu, cuda:1, offload; else the trainer's
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
@@ -141,7 +150,7 @@ class DataConfig:
     held_out: float = number_field(
         0.05, ge=1e-6, lt=0.5, why="a share"
     )  # of one file or data set: the share that goes to validation, and as much to test
-    on_error: str = "raise"  # raise | skip bad lines, with a count
+    on_error: str = choice_field("raise", "raise", "skip")  # skip: bad lines are left out, with a count
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ class RolloutConfig:
     max_rows: int | None = number_field(
         None, **BATCH
     )  # rollouts decoded at once; null: what fits the GPU's free memory, on a CPU all
-    graph: Any = "auto"  # replay the token step as a CUDA graph: auto (on a GPU) | true | false
+    graph: Any = ruled_field("auto", AUTO_OR_SWITCH)  # replay the token step as a CUDA graph; auto: on a GPU
 
 
 @dataclass(frozen=True)
@@ -210,12 +219,14 @@ class AlgorithmConfig:
 
     name: str = "grpo"
     beta: float = number_field(0.01, **WEIGHT)  # 0: the reference is not run
-    kl: str = "k3"  # k1 | k2 | k3 | exact
-    kl_in: str = "loss"  # loss | reward (there it is a sum over a rollout's tokens: choose beta far smaller)
+    kl: str = choice_field("k3", "k1", "k2", "k3", "exact")
+    # In the reward it is a sum over a rollout's tokens: choose beta far smaller.
+    kl_in: str = choice_field("loss", "loss", "reward")
     reference_refresh: int | None = number_field(
         None, **COUNT
     )  # optimiser steps between refreshes; null: the reference never moves
-    logp: str = "conditional"  # which log-probs the image level trains: guided | conditional
+    # Which log-probs the image level trains.
+    logp: str = choice_field("conditional", "guided", "conditional")
     clip_low: float = number_field(0.2, ge=0, le=1)
     clip_high: float = number_field(0.2, **WEIGHT)
     updates_per_rollout: int = number_field(1, ge=1, le=10**6)
@@ -233,7 +244,8 @@ class AlgorithmConfig:
         0.0, **WEIGHT
     )  # taken off at the cap, growing over the last `overlong_margin` tokens
     overlong_margin: int | None = number_field(None, **COUNT)
-    penalties_on: str = "both"  # whose advantages feel a plan's penalties: both | plan
+    # Whose advantages feel a plan's penalties.
+    penalties_on: str = choice_field("both", "both", "plan")
     mask_unfinished: bool = False  # plans that never end are not learned from
     dynamic_sampling: bool = False  # groups without signal are replaced by other prompts', else dropped
     max_refills: int = number_field(3, ge=0, le=1000)  # rounds of replacing; 0 only drops
@@ -271,10 +283,10 @@ class OptimConfig:
     """AdamW (arXiv 1711.05101), its schedule, and how a step is cut to fit into memory (docs/MEMORY.md)."""
 
     lr: float = number_field(1e-6, ge=1e-12, le=10)
-    betas: list[float] = number_field([0.9, 0.95], ge=0, lt=1)
+    betas: list[float] = number_field([0.9, 0.95], PAIR, ge=0, lt=1)
     weight_decay: float = number_field(0.0, ge=0, le=100)
     warmup_steps: int = number_field(0, **FROM_ZERO)
-    schedule: str = "constant"  # constant | linear | cosine
+    schedule: str = choice_field("constant", "constant", "linear", "cosine")
     final_lr_fraction: float = number_field(0.1, ge=0, le=1)
     grad_clip: float = number_field(1.0, ge=1e-6, le=1e6)
     max_grad_norm: float | None = number_field(
@@ -285,7 +297,7 @@ class OptimConfig:
         None, **COUNT
     )  # rollouts a backward; null: what fits a GPU by the estimate, on a CPU all
     split_levels: bool | None = None  # a backward is one level of them; null: where activations are checkpointed
-    activation_checkpointing: Any = "auto"  # auto: where a GPU cannot hold a step without | true | false
+    activation_checkpointing: Any = ruled_field("auto", AUTO_OR_SWITCH)  # auto: where a GPU cannot hold a step without
 
 
 @dataclass(frozen=True)
@@ -294,10 +306,11 @@ class TrainerConfig:
 
     max_steps: int = number_field(1600, **COUNT)
     accelerator: str = "auto"
-    devices: Any = "auto"
+    devices: Any = ruled_field("auto", DEVICES)
     num_nodes: int = number_field(1, ge=1, le=65536)
     strategy: str = "auto"
-    precision: str = "auto"  # auto | 32-true (the weights' own dtype) | bf16-mixed
+    # 32-true: the weights' own dtype.
+    precision: str = choice_field("auto", "auto", "32-true", "bf16-mixed")
     progress_bar: bool = True
 
 
@@ -371,7 +384,7 @@ class Config:
     logger: Any = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    kernels: str = "auto"
+    kernels: str = ruled_field("auto", BACKEND)
     plugins: list[str] = field(default_factory=list)  # packages whose code `_target_` may name; docs/EXTENDING.md
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)

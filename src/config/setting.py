@@ -1,17 +1,17 @@
-"""What a field of the schema declares besides its type: the numbers it takes, or that its text is taken as typed.
+"""What a field of the schema declares besides its type: the values it takes, or that its text is taken as typed.
 
-A declaration stands in the metadata of the dataclass field. `src.config.checks` reads the ranges,
+A declaration stands in the metadata of the dataclass field. `src.config.checks` reads ranges and rules,
 `src.config.typed_words` the settings whose text is not for Hydra's grammar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from math import isfinite
 from typing import Any, get_args, get_type_hints
 
-_RANGE, _TYPED, _PARTS = "range", "typed", "parts"
+_RANGE, _TYPED, _PARTS, _RULE = "range", "typed", "parts", "rule"
 # What stands behind `=`, where it is taken as typed.
 PATH = "path"  # a path, or a name that may be one; ~ is expanded
 PATHS = "paths"  # one path, a list of them, or {name: path}
@@ -66,6 +66,52 @@ class Range:
         return words + (f" ({self.why})" if self.why else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value has to be beyond its type and range: `holds` says whether it is, `expected` says it in words."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def one_of(*choices: str) -> Rule:
+    """One of a few words."""
+    return Rule(lambda value: value in choices, "one of " + ", ".join(choices))
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0") and len(text.encode(errors="replace")) <= 200
+
+
+def _are_devices(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) > 0 and all(is_whole(item) and 0 <= item < MOST_DEVICES for item in value)
+    if isinstance(value, str):
+        numbers = value.removesuffix(",").split(",")
+        return value in ("auto", "-1") or all(part.isdecimal() and len(part) <= 4 for part in numbers)
+    return is_whole(value) and (value == -1 or 1 <= value <= MOST_DEVICES)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is an integer, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def not_empty(what: str) -> Rule:
+    """A list that holds something."""
+    return Rule(lambda value: len(value) > 0, f"at least one {what}")
+
+
+MOST_DEVICES = 1024  # of one machine: Lightning makes a list of as many
+DEVICES = Rule(_are_devices, f"auto, how many (1 to {MOST_DEVICES}, -1 for all), or a list of their numbers")
+FILE_NAME = Rule(_is_file_name, "the name of a folder: no slash, at most 200 bytes (run.dir takes a path)")
+AUTO_OR_SWITCH = Rule(lambda value: value == "auto" or isinstance(value, bool), "one of auto, true, false")
+PAIR = Rule(lambda value: len(value) == 2, "two numbers in [0, 1)")
+# Choices of several commands.
+DTYPE = one_of("auto", "float32", "bfloat16")
+BACKEND = one_of("auto", "triton", "torch")
+
+
 def _shown(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
@@ -75,7 +121,7 @@ class Setting:
     """A field of the schema as the walk over it finds it.
 
     `number` is int or float, also for lists and dicts of such, None for what is no number. `typed` is PATH, PATHS, TEXT
-    or None. `parts` are the settings, by name, of the parts that the field holds.
+    or None. `parts` are the settings, by name, of the parts that the field holds. `rule` is what types cannot say.
     """
 
     key: str
@@ -83,6 +129,11 @@ class Setting:
     range: Range | None
     typed: str | None
     parts: dict[str, Setting] = field(default_factory=dict)
+    rule: Rule | None = None
+
+    def holds(self, number: float) -> bool:
+        """Whether `number` lies in the range, where there is one."""
+        return self.range is None or self.range.holds(number)
 
     def told(self, several: bool = False) -> str:
         """What number, or with `several` what numbers, the setting takes, in words."""
@@ -91,9 +142,19 @@ class Setting:
         return self.range.told(names[0] if self.number is int else names[1])
 
 
-def number_field(default: Any, **bounds: Any) -> Any:
+def number_field(default: Any, rule: Any = None, **bounds: Any) -> Any:
     """A field for a number, or a list or dict of numbers, in the range of `bounds` (see `Range`)."""
-    return _field(default, **{_RANGE: Range(**bounds)})
+    return _field(default, **{_RANGE: Range(**bounds), _RULE: rule})
+
+
+def ruled_field(default: Any, rule: Rule) -> Any:
+    """A field for a value that has to satisfy `rule`; null is not checked."""
+    return _field(default, **{_RULE: rule})
+
+
+def choice_field(default: str, *choices: str) -> Any:
+    """A field for one of `choices`, the default among them."""
+    return ruled_field(default, one_of(*choices))
 
 
 def path_field(default: Any = None) -> Any:
@@ -146,7 +207,7 @@ def _setting(key: str, item: Field[Any], hint: Any) -> Setting:
     leaves = _leaves(hint)
     kind = next((kind for kind in (float, int) if kind in leaves), None)
     about = item.metadata
-    return Setting(key, kind, about.get(_RANGE), about.get(_TYPED), about.get(_PARTS, {}))
+    return Setting(key, kind, about.get(_RANGE), about.get(_TYPED), about.get(_PARTS, {}), about.get(_RULE))
 
 
 def _leaves(hint: Any) -> set[Any]:

@@ -99,13 +99,13 @@ def typed_section(path: Path, name: str, schema: type, given: Mapping[str, Any])
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from src.config.checks import check_numbers
+    from src.config.checks import check_values
     from src.config.schema import structured
     from src.config.setting import settings
 
     try:
         whole: Any = OmegaConf.merge(structured(schema), literal(given))
-        check_numbers(OmegaConf.to_container(whole, resolve=True), settings(schema), f"{name}.")
+        check_values(OmegaConf.to_container(whole, resolve=True), settings(schema), f"{name}.")
     except OmegaConfBaseException as error:
         key, first = error.full_key, next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: {f'{name}.{key}' if key else name}: {first}; correct it there") from error

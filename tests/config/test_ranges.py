@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from src.cli.compose import compose
 from src.cli.errors import group_options
-from src.config.checks import check_numbers
+from src.config.checks import check_values
 from src.config.commands import ROOT_SCHEMAS, SamplingConfig, settings_of
 from src.config.errors import UserError
 from src.config.schema import RewardsConfig
@@ -76,14 +76,40 @@ def test_numbers_out_of_range_are_refused_in_words_and_others_taken(root: str) -
             for name in reversed(setting.key.split(".")):
                 node = {name: node}
             if meant(setting, value):
-                check_numbers(node, [setting])
+                check_values(node, [replace(setting, rule=None)])
                 continue
             refused += 1
             with pytest.raises(UserError) as caught:
-                check_numbers(node, [setting])
+                check_values(node, [replace(setting, rule=None)])
             assert str(caught.value) == f"{setting.key}={value}: expected {setting.told()}"
             assert re.search(r"\d", setting.told())
     assert refused or not any(setting.number for setting in settings_of(root).values())
+
+
+RULED = [(root, s) for root in sorted(ROOT_SCHEMAS) for s in settings_of(root).values() if s.rule is not None]
+
+
+@pytest.mark.parametrize(("root", "setting"), RULED, ids=lambda item: item if isinstance(item, str) else item.key)
+def test_a_value_against_its_rule_is_refused_in_words(root: str, setting: Setting) -> None:
+    """What the rule says stands with the key and the value; and a run's default keeps its own rule (`validate`)."""
+    assert setting.rule is not None
+    value: Any = [] if "at least" in setting.rule.expected else "../no/such thing"
+    node: object = value
+    for name in reversed(setting.key.split(".")):
+        node = {name: node}
+    with pytest.raises(UserError) as caught:
+        check_values(node, [replace(setting, range=None)])
+    assert str(caught.value) == f"{setting.key}={value}: expected {setting.rule.expected}"
+
+
+def test_every_choice_is_ruled() -> None:
+    """A choice that lost its rule would be taken as any text."""
+    ruled = {setting.key for _, setting in RULED}
+    assert ruled >= {"algorithm.kl", "algorithm.kl_in", "algorithm.logp", "algorithm.penalties_on", "optim.schedule"}
+    assert ruled >= {"optim.betas", "optim.activation_checkpointing", "run.name", "rollout.graph", "trainer.devices"}
+    assert ruled >= {"trainer.precision", "model.dtype", "model.lora.targets", "data.on_error", "rewards.combine"}
+    assert ruled >= {"rewards.on_error", "kernels", "kinds", "mode", "images", "scaling", "dtype", "layout", "host"}
+    assert ruled >= {"devices", "accelerator", "log_level"}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +179,7 @@ def test_an_experts_numbers_are_checked_before_it_is_made(option: str, words: st
 
 
 def test_an_expert_of_somebody_else_means_what_it_likes_by_a_name() -> None:
-    check_numbers(
+    check_values(
         {"rewards": {"experts": {"mine": {"_target_": "my_rewards.Mine", "temperature": 0}}}},
         settings_of("config").values(),
     )
