@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from math import inf, nan
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from torchmetrics import Metric
