@@ -229,18 +229,7 @@ def build_algorithm(config: DictConfig) -> algorithms.Algorithm:
     variant = config.algorithm
     try:
         algorithm = algorithms.load(variant.name)
-        algorithms.check_settings(
-            algorithm,
-            clip_low=variant.clip_low,
-            clip_high=variant.clip_high,
-            beta=variant.beta,
-            kl=variant.kl,
-            kl_in=variant.kl_in,
-            updates_per_rollout=variant.updates_per_rollout,
-            level_weights=plain(variant.level_weights),
-            correction_cap=variant.correction_cap,
-        )
-        algorithms.check_additions(algorithm, plain(variant), config.rollout.max_plan_tokens)
+        algorithms.check_settings(algorithm, typed(config).algorithm, config.rollout.max_plan_tokens)
     except ValueError as error:
         raise UserError(str(error)) from error
     return algorithm

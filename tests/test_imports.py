@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "config": ("src.data", "src.loggers", "src.policies", "src.rewards"),
     "cli": (CONFIG, RUNS, "src.values", "src.data", "src.loggers.mlflow_logger", "src.training.out_of_memory"),
     "runs": (CONFIG,),
-    "algorithms": ("src.values", "kernels"),
+    "algorithms": ("src.values", SETTINGS, "kernels"),
     "policies": ("src.values", SETTINGS, "src.hub", "src.text", "kernels"),
     "rewards": ("src.values", "src.runs.phases", "src.hub", "src.text"),
     "data": ("src.values", "src.hub"),

@@ -14,7 +14,7 @@ from src.algorithms.advantages import (
     without_signal,
 )
 from src.algorithms.algorithm import Algorithm, load, names
-from src.algorithms.checks import check_additions, check_settings
+from src.algorithms.checks import check_settings
 from src.algorithms.losses import LevelCounts, LossInputs, count, normaliser, shared_normalisers, token_weights
 from src.algorithms.metrics import MAXIMA, means, merge, sampler_mismatch
 
@@ -24,7 +24,6 @@ __all__ = [
     "LevelCounts",
     "LossInputs",
     "batch_normalised",
-    "check_additions",
     "check_settings",
     "count",
     "group_centred",

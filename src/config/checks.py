@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.config.allowed_targets import TARGET, check_config, lies_under
 from src.config.commands import ROOT_SCHEMAS, settings_of
@@ -37,11 +37,12 @@ def _refuse_unknown(node: Any, schema: type, prefix: str) -> None:
 
 
 def validate(config: Any, root: str = "config") -> None:
-    """Check that the root config `root` has no key but its schema's, every target, every choice and every number.
+    """Check that the root config `root` has no key but its schema's, every target, every value, and every section's
+    settings together.
 
     Raises:
-        UserError: naming key, value and what is expected, for the first value out of range; for a ``_target_`` that
-            may not be called (`src.config.allowed_targets`).
+        UserError: naming key, value and what is expected, for the first value that does not fit; for settings that
+            contradict each other; for a ``_target_`` that may not be called (`src.config.allowed_targets`).
     """
     _refuse_unknown(config, ROOT_SCHEMAS[root], "")
     foreign = []
@@ -59,6 +60,20 @@ def validate(config: Any, root: str = "config") -> None:
     check_config(plain, list(config.get("plugins") or ()))
     known = settings_of(root)
     check_values(plain, (known[key] for key in known if not key.startswith(tuple(foreign))))
+    _check_sections(config)
+
+
+def _check_sections(config: Any) -> None:
+    """Let each section of the config, as the schema's object, check what its settings say together."""
+    for section in config:
+        node = config._get_node(section)
+        schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        if hasattr(schema, "check"):
+            checked: Any = OmegaConf.to_object(node)
+            try:
+                checked.check()
+            except ValueError as error:
+                raise UserError(str(error)) from error
 
 
 def check_values(config: Any, of: Iterable[Setting], prefix: str = "") -> None:

@@ -8,7 +8,7 @@ the key silently. A part that is not ours (another policy, a data set) brings it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,90 @@ class AlgorithmConfig:
     dynamic_sampling: bool = False  # groups without signal are replaced by other prompts', else dropped
     max_refills: int = number_field(3, ge=0, le=1000)  # rounds of replacing; 0 only drops
     signal_tolerance: float = number_field(0.0, **WEIGHT)  # rewards of a group that differ by no more say nothing
+
+    def check(self) -> None:
+        """Raise ValueError, naming keys, values and the fix, for settings that contradict each other or do nothing."""
+        self._check_kl()
+        self._check_level_weights()
+        self._check_plan_length()
+        self._check_entropy()
+        shares = vars(self.level_shares)
+        if None in shares.values() and any(share is not None for share in shares.values()):
+            given = " ".join(f"algorithm.level_shares.{name}={share}" for name, share in shares.items())
+            raise ValueError(f"{given}: shares are of one whole; set both, or neither (null)")
+        if self.reference_refresh is not None and self.beta == 0:
+            raise ValueError(
+                f"algorithm.reference_refresh={self.reference_refresh} with algorithm.beta=0: there is no KL, so"
+                " no reference to refresh; set beta above 0 or reference_refresh=null"
+            )
+        if self.signal_tolerance and not self.dynamic_sampling:
+            raise ValueError(
+                f"algorithm.signal_tolerance={self.signal_tolerance} does nothing without dynamic sampling; set"
+                " algorithm.dynamic_sampling=true or signal_tolerance=0"
+            )
+
+    def _check_kl(self) -> None:
+        if self.kl_in == "reward" and not self.beta:
+            raise ValueError(
+                f"algorithm.kl_in=reward with algorithm.beta={self.beta}: no KL is taken off any reward; set"
+                " algorithm.beta above 0, or algorithm.kl_in=loss for a run without KL"
+            )
+        if self.beta and self.kl == "k1" and self.kl_in == "loss":
+            raise ValueError(
+                f"algorithm.kl=k1 with algorithm.kl_in=loss and algorithm.beta={self.beta}: as a loss, k1 has a"
+                " gradient of zero on average and only adds noise; choose algorithm.kl from k2, k3, exact, or"
+                " algorithm.kl_in=reward"
+            )
+
+    def _check_level_weights(self) -> None:
+        weights = vars(self.level_weights)
+        if max(weights.values()) == 0:
+            raise ValueError(f"algorithm.level_weights={dict(weights)}: expected one above 0")
+        idle = [name for name, weight in weights.items() if weight == 0]
+        if idle and self.reward_beta > 0:
+            raise ValueError(
+                f"algorithm.level_weights.{idle[0]}={weights[idle[0]]} with algorithm.kl_in=reward and"
+                f" algorithm.beta={self.beta}: a KL in the reward works through advantages, so this level would have"
+                " none and drift from the reference; set algorithm.kl_in=loss (and a beta for it: a mean over tokens,"
+                " no sum), a weight above 0, or algorithm.beta=0 algorithm.kl_in=loss for no KL at all"
+            )
+
+    def _check_plan_length(self) -> None:
+        unfinished, penalty, margin = self.unfinished_plan_penalty, self.overlong_penalty, self.overlong_margin
+        if self.mask_unfinished and unfinished:
+            raise ValueError(
+                f"algorithm.mask_unfinished=true with algorithm.unfinished_plan_penalty={unfinished}: plans that never"
+                " end are either left out or made to cost; set one of the two to false / 0"
+            )
+        if bool(penalty) != (margin is not None):
+            raise ValueError(
+                f"algorithm.overlong_penalty={penalty} algorithm.overlong_margin={margin}: the penalty grows over the"
+                " last `margin` tokens before the cap; set both, or neither (0 and null)"
+            )
+        if self.penalties_on == "plan" and not (unfinished or penalty):
+            raise ValueError(
+                "algorithm.penalties_on=plan, but there is no penalty: set algorithm.unfinished_plan_penalty or"
+                " algorithm.overlong_penalty, or penalties_on=both"
+            )
+
+    def _check_entropy(self) -> None:
+        targets, bonuses = vars(self.entropy_target), vars(self.entropy_bonus)
+        defaults = {item.name: item.default for item in fields(self)}
+        # What only steers a bonus towards a target.
+        changed = [name for name in ("entropy_step", "entropy_maximum") if getattr(self, name) != defaults[name]]
+        if changed and all(target is None for target in targets.values()):
+            given = " ".join(f"algorithm.{name}={getattr(self, name)}" for name in changed)
+            raise ValueError(
+                f"{given}: does nothing without a target, the bonus is fixed; set algorithm.entropy_target.plan or"
+                " .image, or leave " + " and ".join(f"algorithm.{name}={defaults[name]}" for name in changed)
+            )
+        for level, target in targets.items():
+            if target is not None and bonuses[level] > self.entropy_maximum:
+                raise ValueError(
+                    f"algorithm.entropy_bonus.{level}={bonuses[level]}: above algorithm.entropy_maximum="
+                    f"{self.entropy_maximum}, the bound of a steered bonus; lower it, or set"
+                    f" algorithm.entropy_target.{level}=null for a fixed one"
+                )
 
     @property
     def guided(self) -> bool:

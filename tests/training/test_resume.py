@@ -294,7 +294,7 @@ def test_a_resume_may_cut_its_steps_otherwise(world: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     assert train(world, run, trainer__max_steps=1) == 0
     smaller = {"optim__microbatch": 2, "optim__split_levels": "true", "optim__activation_checkpointing": "true"}
-    smaller |= {"rollout__max_rows": 3, "rollout__engine__shared_prefix": "false", "rollout__graph": "false"}
+    smaller |= {"rollout__max_rows": 3, "rollout__graph": "false"}
     assert train(world, run, trainer__max_steps=2, resume="auto", **smaller) == 0
     assert [row["microbatch"] for row in metrics_rows(run)[1:]] == ["4.0", "2.0"]
     assert summary(run)["microbatch"] == 2
