@@ -216,7 +216,7 @@ def test_the_gradient_may_take_the_place_of_the_logits_once(triton_ops: Operatio
     for gradient, leaf, name in zip(got, leaves, want, strict=True):
         assert gradient.data_ptr() == leaf.data_ptr()
         assert gradient.equal(want[name])
-    with pytest.raises(RuntimeError, match="overwritten"):
+    with pytest.raises(RuntimeError, match="overwrote"):
         torch.autograd.grad(total, leaves)  # type: ignore[arg-type]
 
 
